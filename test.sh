@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Passes the tests: ./test.sh for the quick part (minutes), ./test.sh --slow for all; other arguments go to pytest.
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
+
+cd "$here"
+for python in "${PYTHON:-python3}" python3.13 python3.12 python3.11; do
+    if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+        exec "$python" basic/launcher/environment.py requirements-dev.txt -m pytest "$@"
+    fi
+done
+echo "error: Python 3.11 or newer is needed" >&2
+exit 1
