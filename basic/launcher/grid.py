@@ -23,6 +23,7 @@ from launcher.replies import fault, mean_metrics, model_sha256, odd_ones_out, pa
 from launcher.results import last, load_history, make_run_folder, save_history, write_whole
 
 CONNECT_TIMEOUT = 60.0  # seconds to wait for clients that are not connected
+ANSWER_PATIENCE = 30.0  # seconds without one more answer, after which who has not said its partition id is left out
 PULL_INTERVAL = 0.25  # seconds; Flower's own grid sleeps 3
 
 
@@ -60,7 +61,9 @@ class RunGrid(Grid):
         Waits until there are enough; raises TimeoutError where there are too few after a minute.
         """
         deadline = time.monotonic() + CONNECT_TIMEOUT
-        while len(nodes := self._connected()) < self._wanted and time.monotonic() < deadline:
+        while len(nodes := self._connected()) < self._wanted - len(self._lost_partitions()):
+            if time.monotonic() > deadline:
+                break
             time.sleep(PULL_INTERVAL)
         if len(nodes) < self._min_clients:
             waited = f"waited {CONNECT_TIMEOUT:.0f} s"
@@ -72,7 +75,9 @@ class RunGrid(Grid):
             self._since = time.monotonic()
         if len(nodes) > self._sampled:  # it matters who is drawn: ask each node once for its partition id
             unknown = [node for node in nodes if node not in self._partition_of]
-            self._exchange([Message(RecordDict(), node, MessageType.QUERY) for node in unknown], CONNECT_TIMEOUT)
+            self._exchange(
+                [Message(RecordDict(), node, MessageType.QUERY) for node in unknown], patience=ANSWER_PATIENCE
+            )
             nodes = [node for node in nodes if node in self._partition_of]
         return sorted(nodes, key=self._order)
 
@@ -124,20 +129,28 @@ class RunGrid(Grid):
             self._end_round()
         return good
 
-    def _exchange(self, messages: list[Message], timeout: float | None) -> dict[int, Message]:
-        """Push messages, and pull the replies, by node id, until all are here, time is up, or the rest are lost."""
+    def _exchange(
+        self, messages: list[Message], timeout: float | None = None, patience: float | None = None
+    ) -> dict[int, Message]:
+        """Push messages, and pull the replies, by node id, until all are here, time is up, or the rest are lost.
+
+        `timeout` counts from the start, `patience` from the last reply, both in seconds.
+        """
         if messages:
             self._grid.push_messages(messages)
         waiting = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
-        deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
+        began = latest = time.monotonic()
         replies: dict[int, Message] = {}
         while True:
             for reply in self._grid.pull_messages(list(waiting)) if waiting else ():
                 node = waiting.pop(reply.metadata.reply_to_message_id)
                 replies[node] = reply
+                latest = time.monotonic()
                 self._note_partition(node, reply)
             lost = self._lost_partitions()
-            if all(self._partition_of.get(node) in lost for node in waiting.values()) or time.monotonic() > deadline:
+            now = time.monotonic()
+            over = (timeout is not None and now > began + timeout) or (patience is not None and now > latest + patience)
+            if over or all(self._partition_of.get(node) in lost for node in waiting.values()):
                 return replies
             time.sleep(PULL_INTERVAL)
 
