@@ -99,7 +99,7 @@ def test_as_many_clients_as_there_are_examples_for():
     ],
 )
 def test_impossible_partitions_are_clear_errors(labels, clients, name, options, said):
-    with pytest.raises(ValueError, match="client|partitioner") as error:
+    with pytest.raises(ValueError, match=r"clients|partitioner") as error:
         partition(labels, clients, seed=1, name=name, **options)
     assert all(words in str(error.value) for words in said)
 
@@ -226,5 +226,5 @@ def test_data_that_is_not_ready_is_a_clear_error(tmp_path, monkeypatch, dataset)
         monkeypatch.setenv("DATASET", dataset)
     else:
         monkeypatch.delenv("DATASET", raising=False)
-    with pytest.raises(FileNotFoundError, match="python cifar_utils.py"):
+    with pytest.raises(FileNotFoundError, match=r"python cifar_utils\.py"):
         load_split("train")
