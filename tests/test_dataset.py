@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_fixtures import assert_whole, command, listing
+from data_helpers import assert_whole, command, drawn_stand_in, empty_data_dir, listing
 from paths import BASIC
 
 from launcher import dataset
 from launcher.standin import draw_shapes
 
-pytest_plugins = ["data_fixtures"]
+data_dir = pytest.fixture(empty_data_dir)
+stand_in = pytest.fixture(scope="module")(drawn_stand_in)
 
 # --- The stand-in ----------------------------------------------------------------------------------------------------
 

@@ -11,11 +11,12 @@ import threading
 
 import numpy as np
 import pytest
-from data_fixtures import assert_whole, command, listing
+from data_helpers import assert_whole, command, drawn_stand_in, empty_data_dir, listing
 
 from launcher import dataset
 
-pytest_plugins = ["data_fixtures"]
+data_dir = pytest.fixture(empty_data_dir)
+stand_in = pytest.fixture(scope="module")(drawn_stand_in)
 PER_BATCH = 20  # pictures in each file of the small archive
 
 

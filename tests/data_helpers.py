@@ -1,4 +1,4 @@
-"""What the tests of the data share."""
+"""What the tests of the data share; each makes fixtures of the first two functions."""
 
 import os
 import subprocess
@@ -13,8 +13,7 @@ from launcher import dataset
 FILES = ["meta.json", "test_images.npy", "test_labels.npy", "train_images.npy", "train_labels.npy"]
 
 
-@pytest.fixture
-def data_dir(tmp_path, monkeypatch):
+def empty_data_dir(tmp_path, monkeypatch):
     """An empty DATA_DIR, which is not made yet."""
     folder = tmp_path / "data"
     monkeypatch.setenv("DATA_DIR", str(folder))
@@ -22,8 +21,7 @@ def data_dir(tmp_path, monkeypatch):
     return folder
 
 
-@pytest.fixture(scope="module")
-def stand_in(tmp_path_factory):
+def drawn_stand_in(tmp_path_factory):
     """The stand-in, drawn once for the tests that only need it to be there."""
     root = tmp_path_factory.mktemp("stand-in")
     with pytest.MonkeyPatch.context() as patch:
