@@ -143,7 +143,7 @@ def test_every_client_raises(engine: str, basic: Path, data_dir: Path) -> None:
     edit(
         basic / "client.py",
         "    train_loss = cifar_utils.train(",
-        "    raise ValueError('a bad client')\n    train_loss = (",
+        "    raise ValueError('a bad client')\n    train_loss = cifar_utils.train(",
     )
     run = finished(basic, 2, 2, 2, 1, data_dir=data_dir, ENGINE=engine)
     assert run.process.returncode == 1

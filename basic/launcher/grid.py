@@ -73,20 +73,18 @@ class RunGrid(Grid):
             if time.monotonic() > deadline:
                 break
             time.sleep(PULL_INTERVAL)
-        if len(nodes) < self._min_clients:
-            waited = f"waited {CONNECT_TIMEOUT:.0f} s"
-            raise TimeoutError(f"{len(nodes)} clients are connected, {self._min_clients} are needed; {waited}")
         if len(nodes) < self._wanted:
-            log(WARNING, "%d of %d clients are connected; going on with them", len(nodes), self._wanted)
+            log(WARNING, "%d of %d clients are connected", len(nodes), self._wanted)
         self._wanted = self._min_clients
         if not self._history["rounds"]:
             self._since = time.monotonic()
         if len(nodes) > self._sampled:  # it matters who is drawn: ask each node once for its partition id
             unknown = [node for node in nodes if node not in self._partition_of]
-            self._exchange(
-                [Message(RecordDict(), node, MessageType.QUERY) for node in unknown], patience=ANSWER_PATIENCE
-            )
-            nodes = [node for node in nodes if node in self._partition_of]
+            queries = [Message(RecordDict(), node, MessageType.QUERY) for node in unknown]
+            answered = self._exchange(queries, patience=ANSWER_PATIENCE)
+            nodes = [node for node in nodes if node in self._partition_of or node in answered]
+        if len(nodes) < self._min_clients:
+            raise TimeoutError(f"{len(nodes)} clients answer, and a round needs {self._min_clients}")
         return sorted(nodes, key=self._order)
 
     def _connected(self) -> list[int]:
