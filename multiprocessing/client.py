@@ -7,15 +7,14 @@ context above all, it keeps until it ends; a child gives it all back after each 
 from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
 
 import work
-from launcher.name_tag import name_tag
+from launcher.name_tag import tagged_client_app
 
 # NEW vs basic: what the fork server imports, once. The first optimizer needs torch._dynamo, a second's import.
 MODULES = ("torch", "torch._dynamo")
 
-app = ClientApp(mods=[name_tag])  # the name tag puts the client's partition id on each reply
+app = tagged_client_app()  # Flower's ClientApp; each reply says which client it is from
 
 
 @app.train()
@@ -54,12 +53,6 @@ def evaluate(message: Message, context: Context) -> Message:
     )
     reply = RecordDict({"metrics": MetricRecord(metrics), "memory": memory_record(memory)})
     return Message(content=reply, reply_to=message)
-
-
-@app.query()
-def query(message: Message, context: Context) -> Message:
-    """The server asks who is who, before the first round; the name tag is the answer."""
-    return Message(content=RecordDict(), reply_to=message)
 
 
 def load_data(context: Context, server_round: int = 0) -> dict[str, Any]:

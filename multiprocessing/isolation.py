@@ -6,9 +6,8 @@
 This file needs nothing but Python (Linux, macOS); copy it where you like.
 
 The child comes from a *fork server*, a process without threads that has imported what was preloaded and forks itself
-for each call: 0.03 s, where a child by `spawn`, which imports anew, takes as long as `import torch` does. A plain
-`fork` of the calling process is never used: it would copy locks that the caller's other threads hold, and a CUDA context
-does not survive it.
+for each call: 0.03 s, where a child by `spawn`, which imports anew, takes as long as `import torch` does. The caller is
+never forked itself: that would copy locks that its other threads hold, and a CUDA context does not survive it.
 """
 
 import contextlib
@@ -19,6 +18,7 @@ import signal
 import sys
 import threading
 import traceback
+import types
 from collections.abc import Callable, Iterator
 from multiprocessing import connection
 from typing import Any
@@ -132,18 +132,25 @@ def _portable(error: BaseException) -> Exception:
 def _main_hidden(unless: bool) -> Iterator[None]:
     """Keep multiprocessing from importing this program's main script in the child, unless the function is from there.
 
-    In a Ray worker the main script is Ray's, and importing it costs half a second.
+    In a Ray worker the main script is Ray's, and importing it costs half a second. Only this thread must not see where
+    the script is: others may ask at the same time, and Ray, for one, fails without an answer.
     """
-    main = sys.modules["__main__"]
+    main, this_thread = sys.modules["__main__"], threading.get_ident()
+
+    class Main(types.ModuleType):
+        def __getattribute__(self, name: str) -> Any:
+            if name in ("__file__", "__spec__") and threading.get_ident() == this_thread:
+                return None
+            return super().__getattribute__(name)
+
     with STARTING:
-        kept = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name) and not unless}
+        kind = type(main)
+        if kind is types.ModuleType and not unless:
+            main.__class__ = Main
         try:
-            for name in kept:
-                setattr(main, name, None)
             yield
         finally:
-            for name, value in kept.items():
-                setattr(main, name, value)
+            main.__class__ = kind
 
 
 def _end(child: Any, patience: float) -> int | None:

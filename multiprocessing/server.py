@@ -1,7 +1,7 @@
 """The server, as in basic, but it never touches PyTorch or the GPU: a child process does, and is gone when it is done.
 
-What a process has once put on a GPU, its CUDA context above all, it keeps until it ends, and the server lives as long as
-the run. So it only passes NumPy arrays on. See README.md; `work.py` has what the children do.
+What a process has once put on a GPU, its CUDA context above all, it keeps until it ends, and the server lives as long
+as the run. So it only passes NumPy arrays on. See README.md; `work.py` has what the children do.
 """
 
 from functools import partial

@@ -1,7 +1,7 @@
 """What runs in the child processes: making the model, training, testing, writing it down.
 
-This module is cheap to import, since parents do: PyTorch and the data come in inside the functions. They take and return
-NumPy arrays, by the names of the model's state dict, which a parent can pass on without PyTorch.
+This module is cheap to import, since parents do: PyTorch and the data come in inside the functions. They take and
+return NumPy arrays, by the names of the model's state dict, which a parent can pass on without PyTorch.
 """
 
 import resource
@@ -21,7 +21,9 @@ Numbers = dict[str, float]
 # --- What parents call -----------------------------------------------------------------------------------------------
 
 
-def execute(config: Mapping[str, Any], fn: Callable[..., Any], *args: Any, modules: tuple[str, ...] = ("torch",)) -> Any:
+def execute(
+    config: Mapping[str, Any], fn: Callable[..., Any], *args: Any, modules: tuple[str, ...] = ("torch",)
+) -> Any:
     """Return fn(*args), from a child process where the run config says `isolation`, else from this one.
 
     `modules` are preloaded in the process that children are forked from. Raises what `run_isolated` raises.
@@ -66,7 +68,9 @@ def initial_arrays(seed: int) -> Arrays:
     return _arrays(Net())
 
 
-def train(arrays: Arrays, data: Mapping[str, Any], epochs: int, learning_rate: float) -> tuple[Arrays, Numbers, Numbers]:
+def train(
+    arrays: Arrays, data: Mapping[str, Any], epochs: int, learning_rate: float
+) -> tuple[Arrays, Numbers, Numbers]:
     """Train on a client's examples; return the new weights, the metrics, and the memory it took, in MiB.
 
     `data` are the arguments of `cifar_utils.load_partition`.

@@ -59,7 +59,7 @@ class RunGrid(Grid):
             self._history = {"schema": 1, "example": name, "dataset": dataset, "status": "running", **counts}
         versions = {"python": platform.python_version(), **{name: version(name) for name in ("flwr", "torch", "numpy")}}
         self._history.update(config=dict(context.run_config), rounds=[], versions=versions)
-        random.seed(int(context.run_config["seed"]))  # strategies sample their clients with it
+        self._seed = int(context.run_config["seed"])
 
     # --- The clients -------------------------------------------------------------------------------------------------
 
@@ -85,6 +85,10 @@ class RunGrid(Grid):
             nodes = [node for node in nodes if node in self._partition_of or node in answered]
         if len(nodes) < self._min_clients:
             raise TimeoutError(f"{len(nodes)} clients answer, and a round needs {self._min_clients}")
+        # Strategies sample their clients with `random`, and do it now. In a simulation other threads draw from it, too,
+        # so that one seed at the start would not be enough.
+        phases = sum(phase in entry for entry in self._history["rounds"] for phase in ("train", "evaluate"))
+        random.seed(f"{self._seed} {phases}")
         return sorted(nodes, key=self._order)
 
     def _connected(self) -> list[int]:
@@ -192,7 +196,7 @@ class RunGrid(Grid):
             noted.update({name: max(round(value, 1), noted.get(name, 0.0)) for name, value in mib.items()})
 
     def save(self, arrays: ArrayRecord, write: Callable[[Path, dict[str, np.ndarray]], None] | None = None) -> None:
-        """Write the trained model to model.pt, by `write_model` or `write`, and its hash and accuracy to the history."""
+        """Write the trained model to model.pt, by `write_model` or `write`; its hash and accuracy to the history."""
         state = {name: array.numpy() for name, array in arrays.items()}
         (write or write_model)(self.folder / "model.pt", state)
         by_server = last(self._history, "server", "accuracy")
