@@ -11,7 +11,8 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
 import work
-from launcher.grid import RunGrid, write_model
+from launcher.grid import RunGrid
+from launcher.results import write_model
 
 app = ServerApp()
 

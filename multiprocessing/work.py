@@ -1,19 +1,22 @@
 """What runs in the child processes: making the model, training, testing, writing it down.
 
-This module is cheap to import, since parents do: PyTorch and the data come in inside the functions. They take and
-return NumPy arrays, by the names of the model's state dict, which a parent can pass on without PyTorch.
+They take and return NumPy arrays, by the names of the model's state dict, which a parent can pass on without PyTorch.
+This module is cheap to import: parents must get no PyTorch and no data with it, and children, which import it for each
+piece of work, no Flower, which takes half a second. So the functions import what they need themselves.
 """
 
 import resource
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord
 
 from isolation import preload, run_isolated
+
+if TYPE_CHECKING:
+    from flwr.app import ArrayRecord
 
 Arrays = dict[str, np.ndarray]
 Numbers = dict[str, float]
@@ -34,11 +37,13 @@ def execute(
     return run_isolated(fn, *args, timeout=config["child-timeout"], memory=config["child-memory"] or None)
 
 
-def to_numpy(record: ArrayRecord) -> Arrays:
+def to_numpy(record: "ArrayRecord") -> Arrays:
     return {name: array.numpy() for name, array in record.items()}
 
 
-def to_record(arrays: Arrays) -> ArrayRecord:
+def to_record(arrays: Arrays) -> "ArrayRecord":
+    from flwr.app import Array, ArrayRecord
+
     return ArrayRecord({name: Array(array) for name, array in arrays.items()})
 
 
@@ -96,7 +101,8 @@ def evaluate_on_test_split(arrays: Arrays) -> tuple[Numbers, Numbers]:
     """Test on the data set's test split, which no client has; return the metrics, and the memory it took, in MiB."""
     import cifar_utils
 
-    batches = cifar_utils.Batches(*cifar_utils.load_split("test"), 512, cifar_utils.best_device())
+    images, labels = cifar_utils.load_split("test")
+    batches = cifar_utils.Batches(np.array(images), labels, 512, cifar_utils.best_device())
     loss, accuracy = cifar_utils.test(_model(arrays), batches)
     return {"loss": loss, "accuracy": accuracy}, _memory()
 

@@ -20,19 +20,11 @@ from flwr.common import log
 from flwr.serverapp import Grid
 
 from launcher.replies import fault, mean_metrics, memory, model_sha256, odd_ones_out, payload
-from launcher.results import last, load_history, make_run_folder, save_history, write_whole
+from launcher.results import last, load_history, make_run_folder, save_history, write_model
 
 CONNECT_TIMEOUT = 60.0  # seconds to wait for clients that are not connected
 ANSWER_PATIENCE = 30.0  # seconds without one more answer, after which who has not said its partition id is left out
 PULL_INTERVAL = 0.25  # seconds; Flower's own grid sleeps 3
-
-
-def write_model(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write arrays as a plain PyTorch state dict. PyTorch is imported here only: a server may do without it."""
-    import torch
-
-    state = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
-    write_whole(path, lambda file: torch.save(state, file))
 
 
 class RunGrid(Grid):
