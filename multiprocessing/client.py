@@ -4,6 +4,7 @@ In a simulation a few long-lived processes play all the clients. What such a pro
 context above all, it keeps until it ends; a child gives it all back after each message. See README.md.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -17,6 +18,13 @@ MODULES = ("torch", "torch._dynamo")
 app = tagged_client_app()  # Flower's ClientApp; each reply says which client it is from
 
 
+@app.lifespan()
+def lifespan(context: Context) -> Iterator[None]:
+    """NEW vs basic: let the fork server import PyTorch from the first message on, which asks for no work yet."""
+    work.prepare(context.run_config, MODULES)
+    yield
+
+
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train the global model on this client's examples; reply with the new weights and how many examples they saw."""
@@ -28,7 +36,6 @@ def train(message: Message, context: Context) -> Message:
         load_data(context, server_round=message.content["config"]["server-round"]),
         message.content["config"]["local-epochs"],
         message.content["config"]["learning-rate"],
-        modules=MODULES,
     )
     reply = RecordDict(
         {
@@ -49,7 +56,6 @@ def evaluate(message: Message, context: Context) -> Message:
         work.evaluate,
         work.to_numpy(message.content["arrays"]),
         load_data(context),
-        modules=MODULES,
     )
     reply = RecordDict({"metrics": MetricRecord(metrics), "memory": memory_record(memory)})
     return Message(content=reply, reply_to=message)
