@@ -8,19 +8,19 @@ import platform
 import random
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from logging import WARNING
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from flwr.app import ArrayRecord, Context, Message, MessageType, MetricRecord, RecordDict
 from flwr.common import log
 from flwr.serverapp import Grid
 
-from launcher.replies import fault, mean_metrics, model_sha256, odd_ones_out, payload
-from launcher.results import last, load_history, make_run_folder, save_history, write_whole
+from launcher.replies import fault, mean_metrics, memory, model_sha256, odd_ones_out, payload
+from launcher.results import last, load_history, make_run_folder, save_history, write_model
 
 CONNECT_TIMEOUT = 60.0  # seconds to wait for clients that are not connected
 ANSWER_PATIENCE = 30.0  # seconds without one more answer, after which who has not said its partition id is left out
@@ -51,7 +51,7 @@ class RunGrid(Grid):
             self._history = {"schema": 1, "example": name, "dataset": dataset, "status": "running", **counts}
         versions = {"python": platform.python_version(), **{name: version(name) for name in ("flwr", "torch", "numpy")}}
         self._history.update(config=dict(context.run_config), rounds=[], versions=versions)
-        random.seed(int(context.run_config["seed"]))  # strategies sample their clients with it
+        self._seed = int(context.run_config["seed"])
 
     # --- The clients -------------------------------------------------------------------------------------------------
 
@@ -77,6 +77,10 @@ class RunGrid(Grid):
             nodes = [node for node in nodes if node in self._partition_of or node in answered]
         if len(nodes) < self._min_clients:
             raise TimeoutError(f"{len(nodes)} clients answer, and a round needs {self._min_clients}")
+        # Strategies sample their clients with `random`, and do it now. In a simulation other threads draw from it, too,
+        # so that one seed at the start would not be enough.
+        phases = sum(phase in entry for entry in self._history["rounds"] for phase in ("train", "evaluate"))
+        random.seed(f"{self._seed} {phases}")
         return sorted(nodes, key=self._order)
 
     def _connected(self) -> list[int]:
@@ -117,6 +121,7 @@ class RunGrid(Grid):
         entry = self._round(next(iter(content.config_records.values()))["server-round"])
         entry[phase] = {**(mean_metrics(good) if good else {}), "clients": len(good), "failures": failures}
         entry["bytes"] += sum(payload(message) for message in [*messages, *replies.values()])
+        self.note_memory(memory(good))
         for failure in failures:
             log(WARNING, "round %s, %s: partition %s: %s", entry["round"], phase, *failure.values())
         if not good:
@@ -168,17 +173,24 @@ class RunGrid(Grid):
         self._server_evaluates = True
 
         def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+            entry = self._round(server_round)
             metrics = evaluate_fn(server_round, arrays)
-            self._round(server_round)["server"] = dict(metrics or {})
+            entry["server"] = dict(metrics or {})
             self._end_round(after_server=True)
             return metrics
 
         return evaluate
 
-    def save(self, arrays: ArrayRecord) -> None:
-        """Write the trained model to model.pt, and its hash and accuracy to the history."""
-        state = arrays.to_torch_state_dict()
-        write_whole(self.folder / "model.pt", lambda file: torch.save(state, file))
+    def note_memory(self, mib: Mapping[str, float]) -> None:
+        """Put memory figures, in MiB, into the round under way; of each, the largest is kept."""
+        if mib:
+            noted = self._history["rounds"][-1].setdefault("memory", {})
+            noted.update({name: max(round(value, 1), noted.get(name, 0.0)) for name, value in mib.items()})
+
+    def save(self, arrays: ArrayRecord, write: Callable[[Path, dict[str, np.ndarray]], None] | None = None) -> None:
+        """Write the trained model to model.pt, by `write_model` or `write`; its hash and accuracy to the history."""
+        state = {name: array.numpy() for name, array in arrays.items()}
+        (write or write_model)(self.folder / "model.pt", state)
         by_server = last(self._history, "server", "accuracy")
         accuracy = last(self._history, "evaluate", "accuracy") if by_server is None else by_server
         self._history.update(accuracy=accuracy, model_sha256=model_sha256(state))

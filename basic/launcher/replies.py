@@ -3,10 +3,10 @@
 import hashlib
 import math
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from flwr.app import Message, MessageType, RecordDict
 
 EXAMPLES_KEY = "num-examples"
@@ -92,11 +92,24 @@ def payload(message: Message) -> int:
     return sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in arrays)
 
 
-def model_sha256(state: dict[str, torch.Tensor]) -> str:
-    """A hash over name, dtype, shape and bytes of each tensor, sorted by name: equal means the same to the bit."""
+def memory(replies: list[Message]) -> dict[str, float]:
+    """The largest of each figure that clients report in a ConfigRecord "memory", in MiB; most report none."""
+    found: dict[str, float] = {}
+    for reply in replies:
+        for name, value in reply.content.config_records.get("memory", {}).items():
+            if isinstance(value, int | float) and math.isfinite(value):
+                found[name] = max(value, found.get(name, 0.0))
+    return found
+
+
+def model_sha256(state: Mapping[str, Any]) -> str:
+    """A hash over name, dtype, shape and bytes of each array, sorted by name: equal means the same to the bit.
+
+    Takes NumPy arrays or tensors on the CPU.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
-        array = tensor.detach().cpu().contiguous().numpy()
+        array = np.asarray(tensor, order="C")
         digest.update(f"{name} {array.dtype} {array.shape} ".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()

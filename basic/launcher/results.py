@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 History = dict[str, Any]
 STAND_IN = "synthetic (a stand-in of drawn shapes, NOT CIFAR-10)"
 
@@ -25,6 +27,14 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def write_model(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays as a plain PyTorch state dict. PyTorch is imported here only, and nothing of Flower: a child process may do it."""
+    import torch
+
+    state = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+    write_whole(path, lambda file: torch.save(state, file))
 
 
 def save_history(folder: Path, history: History) -> None:
