@@ -7,21 +7,20 @@ import time
 
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
 import cifar_utils
 from flaky import flaky
-from launcher.name_tag import name_tag
+from launcher.name_tag import tagged_client_app
 from models import make_model
 from partitions import partitioner
 
 TOY_EXAMPLES = 10
 
-app = ClientApp(mods=[name_tag, flaky])  # NEW vs basic: flaky lets one client fail on purpose
+app = tagged_client_app()  # Flower's ClientApp; each reply says which client it is from
 
 
-@app.train()
+@app.train(mods=[flaky])  # NEW vs basic: lets one client fail on purpose
 def train(message: Message, context: Context) -> Message:
     """Train the global model on this client's examples; reply with the new weights and how many examples they saw."""
     started = time.monotonic()

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from launcher.arguments import Settings, UsageError
-from launcher.dataset import find
 from launcher.processes import marked
 from launcher.results import claim, load_history, reopen
 

@@ -5,12 +5,11 @@ stands in `context.node_config`; the settings of the run, from pyproject.toml, s
 """
 
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
 
 import cifar_utils
-from launcher.name_tag import name_tag
+from launcher.name_tag import tagged_client_app
 
-app = ClientApp(mods=[name_tag])  # the name tag puts the client's partition id on each reply
+app = tagged_client_app()  # Flower's ClientApp; each reply says which client it is from
 
 
 @app.train()

@@ -23,6 +23,7 @@ from launcher.replies import client_rows, fault, mean_metrics, model_sha256, odd
 from launcher.results import last, load_history, make_run_folder, save_history, write_whole
 
 CONNECT_TIMEOUT = 60.0  # seconds to wait for clients that are not connected
+ANSWER_PATIENCE = 30.0  # seconds without one more answer, after which who has not said its partition id is left out
 PULL_INTERVAL = 0.25  # seconds; Flower's own grid sleeps 3
 
 
@@ -61,20 +62,22 @@ class RunGrid(Grid):
         Waits until there are enough; raises TimeoutError where there are too few after a minute.
         """
         deadline = time.monotonic() + CONNECT_TIMEOUT
-        while len(nodes := self._connected()) < self._wanted and time.monotonic() < deadline:
+        while len(nodes := self._connected()) < self._wanted - len(self._lost_partitions()):
+            if time.monotonic() > deadline:
+                break
             time.sleep(PULL_INTERVAL)
-        if len(nodes) < self._min_clients:
-            waited = f"waited {CONNECT_TIMEOUT:.0f} s"
-            raise TimeoutError(f"{len(nodes)} clients are connected, {self._min_clients} are needed; {waited}")
         if len(nodes) < self._wanted:
-            log(WARNING, "%d of %d clients are connected; going on with them", len(nodes), self._wanted)
+            log(WARNING, "%d of %d clients are connected", len(nodes), self._wanted)
         self._wanted = self._min_clients
         if not self._waited:
             self._since, self._waited = time.monotonic(), True
         if len(nodes) > self._sampled:  # it matters who is drawn: ask each node once for its partition id
             unknown = [node for node in nodes if node not in self._partition_of]
-            self._exchange([Message(RecordDict(), node, MessageType.QUERY) for node in unknown], CONNECT_TIMEOUT)
-            nodes = [node for node in nodes if node in self._partition_of]
+            queries = [Message(RecordDict(), node, MessageType.QUERY) for node in unknown]
+            answered = self._exchange(queries, patience=ANSWER_PATIENCE)
+            nodes = [node for node in nodes if node in self._partition_of or node in answered]
+        if len(nodes) < self._min_clients:
+            raise TimeoutError(f"{len(nodes)} clients answer, and a round needs {self._min_clients}")
         return sorted(nodes, key=self._order)
 
     def _connected(self) -> list[int]:
@@ -127,20 +130,28 @@ class RunGrid(Grid):
             self._end_round()
         return good
 
-    def _exchange(self, messages: list[Message], timeout: float | None) -> dict[int, Message]:
-        """Push messages, and pull the replies, by node id, until all are here, time is up, or the rest are lost."""
+    def _exchange(
+        self, messages: list[Message], timeout: float | None = None, patience: float | None = None
+    ) -> dict[int, Message]:
+        """Push messages, and pull the replies, by node id, until all are here, time is up, or the rest are lost.
+
+        `timeout` counts from the start, `patience` from the last reply, both in seconds.
+        """
         if messages:
             self._grid.push_messages(messages)
         waiting = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
-        deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
+        began = latest = time.monotonic()
         replies: dict[int, Message] = {}
         while True:
             for reply in self._grid.pull_messages(list(waiting)) if waiting else ():
                 node = waiting.pop(reply.metadata.reply_to_message_id)
                 replies[node] = reply
+                latest = time.monotonic()
                 self._note_partition(node, reply)
             lost = self._lost_partitions()
-            if all(self._partition_of.get(node) in lost for node in waiting.values()) or time.monotonic() > deadline:
+            now = time.monotonic()
+            over = (timeout is not None and now > began + timeout) or (patience is not None and now > latest + patience)
+            if over or all(self._partition_of.get(node) in lost for node in waiting.values()):
                 return replies
             time.sleep(PULL_INTERVAL)
 

@@ -1,8 +1,12 @@
-"""Starts processes, each with a log of its own, and stops them, with all that they have started in turn."""
+"""Starts a run's processes, each with a log of its own, and ends them, with all that they have started in turn.
+
+Run as a script, this file is the guard: a process that waits until the launcher closes its end of a pipe, be it because
+the run is over or because the launcher was killed, and then ends whatever bears the mark of the run.
+"""
 
 import contextlib
-import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,16 +16,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-PATIENCE = 5.0  # seconds from SIGTERM to SIGKILL
+PATIENCE = 4.0  # seconds from SIGTERM to SIGKILL
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
-LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-
-def die_with_parent() -> None:
-    """Ask Linux to end this process when the launcher has gone, even by a kill -9."""
-    if LIBC is not None:
-        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class Stopped(BaseException):
@@ -35,10 +31,12 @@ def stop(number: int, frame: FrameType | None) -> NoReturn:
 class Processes:
     """The processes of one run: all carry its folder in their environment, as RUN_DIR, by which they are known."""
 
-    def __init__(self, run_dir: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, run_dir: Path, scratch: Path, environment: Mapping[str, str]) -> None:
         self.run_dir = run_dir
         self.environment = {**environment, "RUN_DIR": str(run_dir)}
         self.running: dict[str, subprocess.Popen[bytes]] = {}
+        command = [sys.executable, "-I", "-S", __file__, str(run_dir), str(scratch)]
+        self._guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
     def start(self, name: str, command: Sequence[str], quiet: bool = True) -> subprocess.Popen[bytes]:
         """Start a command in a session of its own; unless it may talk to the terminal, it writes to logs/<name>.log."""
@@ -52,7 +50,6 @@ class Processes:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=die_with_parent,
             )
         return process
 
@@ -66,33 +63,14 @@ class Processes:
         return "\n".join(written[max(0, *tracebacks[-1:], len(written) - lines) :])
 
     def stop(self) -> None:
-        """End everything: SIGTERM, a bounded wait, SIGKILL; then whatever else bears this run's mark."""
-        for process in reversed(self.running.values()):
-            self._signal(process, signal.SIGTERM)
-        deadline = time.monotonic() + PATIENCE
+        """Let the guard end everything, and wait until it has."""
+        self._guard.communicate()
         for process in self.running.values():
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, deadline - time.monotonic()))
-        for process in self.running.values():
-            self._signal(process, signal.SIGKILL)
             process.wait()
-        deadline = time.monotonic() + PATIENCE
-        while (pids := marked(self.run_dir)) and time.monotonic() < deadline + PATIENCE:
-            for pid in pids:  # most leave by themselves when they see that their parent has gone
-                with contextlib.suppress(ProcessLookupError):
-                    if time.monotonic() > deadline:
-                        os.kill(pid, signal.SIGKILL)
-            time.sleep(0.05)
-
-    @staticmethod
-    def _signal(process: subprocess.Popen[bytes], number: int) -> None:
-        if process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, number)
 
 
 def marked(run_dir: Path) -> list[int]:
-    """The ids of the processes, other than this one, whose environment says RUN_DIR=`run_dir`."""
+    """The ids of the living processes, other than this one, whose environment says RUN_DIR=`run_dir`."""
     mark = f"RUN_DIR={run_dir}"
     if sys.platform != "linux":
         listing = subprocess.run(["ps", "axeww", "-o", "pid=,command="], capture_output=True, text=True).stdout
@@ -104,3 +82,22 @@ def marked(run_dir: Path) -> list[int]:
                 if mark.encode() in path.read_bytes().split(b"\0"):
                     pids.append(int(path.parent.name))
     return [pid for pid in pids if pid != os.getpid()]
+
+
+def end(run_dir: Path) -> None:
+    """SIGTERM to all of the run's processes, a bounded wait, SIGKILL to what is left."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + PATIENCE
+        signalled: set[int] = set()
+        while (pids := set(marked(run_dir))) and time.monotonic() < deadline:
+            for pid in pids - signalled:  # some may have been started in the meantime
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            signalled |= pids
+            time.sleep(0.05)
+
+
+if __name__ == "__main__":
+    sys.stdin.read()
+    end(Path(sys.argv[1]))
+    shutil.rmtree(sys.argv[2], ignore_errors=True)

@@ -1,6 +1,7 @@
 """What a client's reply must be before a strategy may see it, and what is read from it for the history."""
 
 import hashlib
+import math
 from collections import Counter
 from typing import Any
 
@@ -84,7 +85,8 @@ def payload(message: Message) -> int:
     """The bytes of the arrays in a message."""
     if not message.has_content():
         return 0
-    return sum(len(array.data) for record in message.content.array_records.values() for array in record.values())
+    arrays = [array for record in message.content.array_records.values() for array in record.values()]
+    return sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in arrays)
 
 
 def model_sha256(state: dict[str, torch.Tensor]) -> str:

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -32,8 +31,8 @@ class Run:
     def __init__(self, settings: arguments.Settings) -> None:
         self.settings = settings
         self.run_dir = run_dir = settings.run_dir or results.make_run_folder(settings.folder / "runs")
-        self.scratch = Path(tempfile.mkdtemp(prefix="fl-"))
-        self.processes = Processes(run_dir, engine.environment(settings, run_dir, self.scratch))
+        scratch = Path(tempfile.mkdtemp(prefix="fl-"))  # the guard removes it
+        self.processes = Processes(run_dir, scratch, engine.environment(settings, run_dir, scratch))
         self.history: results.History = {
             "schema": 1,
             "example": settings.example,
@@ -67,11 +66,12 @@ class Run:
         except Stopped as signalled:
             name = signal.Signals(signalled.args[0]).name
             code, outcome = 128 + signalled.args[0], {"status": "stopped", "reason": name}
-            print(f"\n{name}: stopping", file=sys.stderr)
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)  # what follows takes seconds, and must be whole
-        self.processes.stop()
-        shutil.rmtree(self.scratch, ignore_errors=True)
+            with contextlib.suppress(OSError):  # after a SIGHUP there may be no terminal to print to
+                print(f"\n{name}: stopping", file=sys.stderr)
+        finally:
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_IGN)  # what follows takes seconds, and must be whole
+            self.processes.stop()
         self.finish(outcome, time.monotonic() - started)
         if failure:
             self.explain(failure)

@@ -42,7 +42,23 @@ SHAPES: dict[str, Callable] = {
 }
 
 
-def draw_shapes(num_examples: int, seed: int, noise=0.15, rmin=7.0, rspan=5.0, shift=10.0, tilt=0.2, cmin=0.3, clutter=1.0, bmax=0.5, fmin=0.5, lmax=0.5, wmin=0.3, below=1, above=0):
+def draw_shapes(
+    num_examples: int,
+    seed: int,
+    noise=0.15,
+    rmin=7.0,
+    rspan=5.0,
+    shift=10.0,
+    tilt=0.2,
+    cmin=0.3,
+    clutter=1.0,
+    bmax=0.5,
+    fmin=0.5,
+    lmax=0.5,
+    wmin=0.3,
+    below=1,
+    above=0,
+):
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(num_examples) % len(SHAPES))
     images = np.empty((num_examples, 3, SIDE, SIDE), dtype=np.uint8)
@@ -50,26 +66,31 @@ def draw_shapes(num_examples: int, seed: int, noise=0.15, rmin=7.0, rspan=5.0, s
 
     for label, shape in enumerate(SHAPES.values()):
         rows = np.flatnonzero(labels == label)
+
         def draw(low, high, *dims):
             return low + (high - low) * rng.random((len(rows), *(dims or (1, 1))))
+
         r = draw(rmin, rmin + rspan)
-        cx, cy = draw(-shift/2, shift/2), draw(-shift/2, shift/2)
-        t = draw(-tilt/2, tilt/2)
+        cx, cy = draw(-shift / 2, shift / 2), draw(-shift / 2, shift / 2)
+        t = draw(-tilt / 2, tilt / 2)
         c, s = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
         u, v = c * (x - cx) + s * (y - cy), c * (y - cy) - s * (x - cx)
         cover = np.clip(0.5 - shape(u, v, r), 0, 1)[:, None]
         back = draw(0, bmax, 3, 1, 1)
-        fore = draw(fmin, 1, 3, 1, 1) if fmin>=0 else (back + draw(cmin, 1 - cmin, 3, 1, 1)) % 1
+        fore = draw(fmin, 1, 3, 1, 1) if fmin >= 0 else (back + draw(cmin, 1 - cmin, 3, 1, 1)) % 1
 
-        w = draw(wmin, 1)[..., None, None].reshape(-1,1,1,1)
+        w = draw(wmin, 1)[..., None, None].reshape(-1, 1, 1, 1)
         fore = back + w * (fore - back)
+
         def strokes(p, n):
             for _ in range(int(n)):
-                t = draw(-1, 1); off = draw(-16, 16)
+                t = draw(-1, 1)
+                off = draw(-16, 16)
                 c, s = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
                 stroke = np.clip(1.5 - np.abs(c * x + s * y - off), 0, 1)[:, None]
                 p = p + stroke * (draw(0, lmax, 3, 1, 1) - p)
             return p
+
         p = strokes(back, below)
         p = p + cover * (fore - p)
         p = strokes(p, above)

@@ -1,0 +1,33 @@
+"""What several tests share: the --slow option, a tiny data set, and runs of an example in a copy of its folder."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from runs import write_dataset
+
+from launcher.standin import draw_shapes
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="long: ./test.sh --slow"))
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DATA_DIR with a stand-in of 600 training and 100 test pictures, so that a round takes no time."""
+    root = tmp_path_factory.mktemp("data")
+    write_dataset(root / "synthetic", draw_shapes(600, seed=0), draw_shapes(100, seed=1))
+    return root
+
+
+@pytest.fixture(scope="session")
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)

@@ -1,0 +1,139 @@
+"""Runs an example as a user does, through run.sh, and looks at what it leaves."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from launcher.processes import marked
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def write_dataset(folder: Path, *splits: tuple[np.ndarray, np.ndarray], name: str = "synthetic") -> None:
+    """Write (images, labels) of the training and the test split in the layout that the examples read."""
+    folder.mkdir(parents=True)
+    for split, (images, labels) in zip(("train", "test"), splits, strict=True):
+        np.save(folder / f"{split}_images.npy", images)
+        np.save(folder / f"{split}_labels.npy", labels)
+    (folder / "meta.json").write_text(json.dumps({"name": name, "source": "made by the tests"}))
+
+
+def copy_example(name: str, to: Path) -> Path:
+    """Copy an example's folder, as somebody does who starts a project with it."""
+    return shutil.copytree(ROOT / name, to, ignore=shutil.ignore_patterns("runs", ".venv*", "__pycache__"))
+
+
+def environment(data_dir: Path, **more: str) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if key not in ("ENGINE", "DATASET", "PORT", "SECURE")}
+    return {**kept, "PYTHON": sys.executable, "DATA_DIR": str(data_dir), "DATASET": "synthetic", **more}
+
+
+class Launch:
+    """A ./run.sh under way. Its output goes to files, so that nothing blocks on a full pipe."""
+
+    def __init__(self, folder: Path, *arguments: object, data_dir: Path, cwd: Path | None = None, **env: str) -> None:
+        self.folder = folder
+        self.before = set(self.run_folders())
+        self.out, self.err = (folder.parent / f"{folder.name}.{kind}{time.monotonic_ns()}" for kind in ("out", "err"))
+        with self.out.open("wb") as out, self.err.open("wb") as err:
+            self.process = subprocess.Popen(
+                [str(folder / "run.sh"), *map(str, arguments)],
+                cwd=cwd,
+                env=environment(data_dir, **env),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> "Launch":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End what a failing test left."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait(30)
+
+    # --- What it does ------------------------------------------------------------------------------------------------
+
+    def wait(self, timeout: float = 150) -> int:
+        return self.process.wait(timeout)
+
+    def wait_until(self, condition: Callable[[], Any], timeout: float = 90) -> Any:
+        """Poll until a condition holds, and return its value."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError, ValueError, LookupError):
+                if value := condition():
+                    return value
+            assert self.process.poll() is None, f"run.sh ended early:\n{self.stdout}{self.stderr}"
+            time.sleep(0.05)
+        raise AssertionError(f"not within {timeout} s:\n{self.stdout}{self.stderr}")
+
+    def kill(self, pattern: str, number: int = signal.SIGKILL) -> None:
+        """Send a signal to the one process of this run whose command line matches."""
+        (pid,) = self.wait_until(lambda: self.pids(pattern))
+        os.kill(pid, number)
+
+    def pids(self, pattern: str) -> list[int]:
+        """The run's processes whose command line matches, found by the run's mark in their environment."""
+        found = []
+        for pid in marked(self.run_dir):
+            with contextlib.suppress(OSError):
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+                if re.search(pattern, command):
+                    found.append(pid)
+        return found
+
+    # --- What it says and leaves -------------------------------------------------------------------------------------
+
+    @property
+    def stdout(self) -> str:
+        return self.out.read_text()
+
+    @property
+    def stderr(self) -> str:
+        return self.err.read_text()
+
+    def run_folders(self) -> list[Path]:
+        return [path for path in (self.folder / "runs").glob("2*") if path.is_dir()]
+
+    @property
+    def run_dir(self) -> Path:
+        (folder,) = set(self.run_folders()) - self.before
+        return folder
+
+    @property
+    def history(self) -> dict[str, Any]:
+        return json.loads((self.run_dir / "history.json").read_text())
+
+    def log(self, name: str) -> str:
+        return (self.run_dir / "logs" / f"{name}.log").read_text()
+
+    def nothing_left(self, within: float = 0) -> bool:
+        """Whether no process of the run is there, at the latest after some seconds."""
+        deadline = time.monotonic() + within
+        while marked(self.run_dir):
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.05)
+        return True
+
+
+def finished(folder: Path, *arguments: object, data_dir: Path, cwd: Path | None = None, **env: str) -> Launch:
+    """Run to the end."""
+    with Launch(folder, *arguments, data_dir=data_dir, cwd=cwd, **env) as launch:
+        launch.wait()
+    return launch
