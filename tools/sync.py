@@ -32,7 +32,7 @@ def differences() -> list[tuple[Path | None, Path]]:
 
 
 def same(original: Path, copy: Path) -> bool:
-    if not copy.is_file() or original.stat().st_mode != copy.stat().st_mode:
+    if copy.is_symlink() or not copy.is_file() or original.stat().st_mode != copy.stat().st_mode:
         return False
     return original.read_bytes() == copy.read_bytes()
 
@@ -49,6 +49,7 @@ def main() -> int:
             copy.unlink()
         else:
             copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.unlink(missing_ok=True)  # it may be a link
             shutil.copy2(original, copy)
         print(f"{'removed' if original is None else 'copied'} {copy.relative_to(ROOT)}")
     return 0

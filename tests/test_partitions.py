@@ -1,0 +1,230 @@
+"""Who holds what: partitions, and what a client loads of them."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from paths import BASIC
+
+import cifar_utils
+from cifar_utils import MIN_EXAMPLES, load_partition, partition
+from launcher.dataset import load_split
+
+LABELS = np.random.default_rng(0).permutation(np.arange(4000) % 10)
+ROWS = 400  # of the data set on disk
+CASES = [
+    ("iid", 1, {}),
+    ("iid", 7, {}),
+    ("iid", 400, {}),
+    ("shards", 1, {}),
+    ("shards", 7, {}),
+    ("shards", 100, {}),
+    ("dirichlet", 1, {"alpha": 0.5}),
+    ("dirichlet", 7, {"alpha": 0.3}),
+    ("dirichlet", 20, {"alpha": 1.0}),
+]
+
+
+def counts(parts, labels=LABELS):
+    """(partitions, classes): how many examples of each class each client has."""
+    return np.array([np.bincount(labels[part], minlength=10) for part in parts])
+
+
+def skew(parts):
+    """How far the clients' class shares are from the whole's: 0 is the same, 0.9 is one class each."""
+    shares = counts(parts) / counts(parts).sum(1, keepdims=True)
+    return np.abs(shares - 0.1).sum(1).mean() / 2
+
+
+# --- The partitioners ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "clients", "options"), CASES)
+def test_partitions_are_disjoint_covering_and_large_enough(name, clients, options):
+    parts = partition(LABELS, clients, seed=1, name=name, **options)
+    assert len(parts) == clients
+    assert sorted(np.concatenate(parts)) == list(range(len(LABELS)))
+    assert min(len(part) for part in parts) >= MIN_EXAMPLES
+
+
+@pytest.mark.parametrize(("name", "clients", "options"), CASES)
+def test_partitions_follow_from_the_seed(name, clients, options):
+    one, same, other = (partition(LABELS, clients, seed, name, **options) for seed in (1, 1, 2))
+    assert all(np.array_equal(a, b) for a, b in zip(one, same, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_iid_shares_are_equal_and_alike():
+    parts = partition(LABELS, 7, seed=1)
+    sizes = [len(part) for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+    assert skew(parts) < 0.1
+
+
+@pytest.mark.parametrize(("clients", "most"), [(10, 2), (20, 2), (7, 4), (33, 4)])
+def test_shards_hold_few_classes(clients, most):
+    classes = (counts(partition(LABELS, clients, seed=1, name="shards")) > 0).sum(1)
+    assert classes.max() <= most  # two shards, each of which may lie across a border between classes
+    assert np.median(classes) <= 3
+
+
+def test_a_smaller_alpha_is_more_skewed():
+    skews = [
+        np.mean([skew(partition(LABELS, 5, seed, "dirichlet", alpha=alpha)) for seed in range(5)])
+        for alpha in (0.1, 1.0, 10.0, 1000.0)
+    ]
+    assert skews == sorted(skews, reverse=True)
+    assert skews[0] > 0.4
+
+
+def test_a_huge_alpha_comes_near_iid():
+    parts = partition(LABELS, 5, seed=1, name="dirichlet", alpha=1e6)
+    assert skew(parts) < 0.02
+    assert np.ptp([len(part) for part in parts]) < 0.05 * len(LABELS) / 5
+
+
+def test_as_many_clients_as_there_are_examples_for():
+    assert len(partition(LABELS[:100], 10, seed=1)) == 10
+
+
+@pytest.mark.parametrize(
+    ("labels", "clients", "name", "options", "said"),
+    [
+        (LABELS[:100], 11, "iid", {}, ["100 examples", "11 clients", "fewer clients"]),
+        (LABELS, 401, "shards", {}, ["4000 examples", "401 clients"]),
+        (LABELS[:200], 10, "dirichlet", {"alpha": 0.01}, ["'dirichlet'", "larger alpha"]),
+        (LABELS, 3, "Iid", {}, ["unknown partitioner 'Iid'", "iid, shards, dirichlet"]),
+    ],
+)
+def test_impossible_partitions_are_clear_errors(labels, clients, name, options, said):
+    with pytest.raises(ValueError, match=r"clients|partitioner") as error:
+        partition(labels, clients, seed=1, name=name, **options)
+    assert all(words in str(error.value) for words in said)
+
+
+# --- What a client loads ---------------------------------------------------------------------------------------------
+
+
+def write_data(folder, images, labels):
+    folder.mkdir(parents=True)
+    for split in ("train", "test"):
+        np.save(folder / f"{split}_images.npy", images)
+        np.save(folder / f"{split}_labels.npy", labels)
+    (folder / "meta.json").write_text(json.dumps({"name": folder.name, "source": "a test"}))
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """A data set whose pictures carry their row in their first two pixels."""
+    images = np.zeros((ROWS, 3, 32, 32), dtype=np.uint8)
+    images[:, 0, 0, 0], images[:, 0, 0, 1] = np.divmod(np.arange(ROWS), 256)
+    write_data(tmp_path / "cifar10", images, np.arange(ROWS) % 10)
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("DATASET", "cifar10")
+    return tmp_path
+
+
+def rows(batches):
+    return (batches.images[:, 0, 0, 0].long() * 256 + batches.images[:, 0, 0, 1].long()).tolist()
+
+
+def first_labels(batches):
+    return next(iter(batches))[1].tolist()
+
+
+def load(partition_id=0, clients=7, seed=1, server_round=1, **options):
+    return load_partition(partition_id, clients, 16, seed, server_round, **options)
+
+
+def test_a_tenth_is_kept_for_evaluation(data):
+    held = {}
+    for client in range(7):
+        training, evaluation = load(client)
+        held[client] = set(rows(training)) | set(rows(evaluation))
+        assert not set(rows(training)) & set(rows(evaluation))
+        assert evaluation.num_examples == len(held[client]) // 10
+        assert training.labels.tolist() == [row % 10 for row in rows(training)]
+    assert sorted(row for client in held.values() for row in client) == list(range(ROWS))
+
+
+def test_the_smallest_partition_still_evaluates_on_one_example(data):
+    training, evaluation = load(clients=ROWS // MIN_EXAMPLES)
+    assert (training.num_examples, evaluation.num_examples) == (9, 1)
+
+
+def test_the_same_examples_in_every_round_in_another_order(data):
+    one, same, later = load(server_round=1), load(server_round=1), load(server_round=2)
+    assert [rows(b) for b in one] == [rows(b) for b in same] == [rows(b) for b in later]
+    assert first_labels(one[0]) == first_labels(same[0]) != first_labels(later[0])
+
+
+def test_the_seed_changes_the_examples(data):
+    assert rows(load(seed=1)[0]) != rows(load(seed=2)[0])
+
+
+def test_options_reach_the_partitioner(data):
+    sizes = [load(client, name="dirichlet", alpha=0.5)[0].num_examples for client in range(7)]
+    assert max(sizes) - min(sizes) > 5
+    with pytest.raises(ValueError, match="unknown partitioner"):
+        load(name="none")
+
+
+def test_pictures_are_mapped_not_read(data):
+    images, labels = load_split("train")
+    assert isinstance(images, np.memmap)
+    assert images.shape == (ROWS, 3, 32, 32)
+    assert not images.flags.writeable
+    assert labels.dtype == np.int64
+    assert load()[0].images.shape[0] < ROWS / 6  # a copy of this client's rows, and of no others
+
+
+def test_a_client_does_without_torchvision(data):
+    code = (
+        "import sys, client, cifar_utils\n"
+        "cifar_utils.load_partition(0, 3, 16, seed=1)\n"
+        "print([name for name in ('torchvision', 'PIL', 'matplotlib', 'ray') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=BASIC, capture_output=True, text=True)
+    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
+
+
+# --- Files that are not as they should be ----------------------------------------------------------------------------
+
+
+GOOD_IMAGES, GOOD_LABELS = np.zeros((20, 3, 32, 32), dtype=np.uint8), np.zeros(20, dtype=np.int64)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "said"),
+    [
+        (GOOD_IMAGES.astype(np.float32), GOOD_LABELS, "float32"),
+        (GOOD_IMAGES.transpose(0, 2, 3, 1), GOOD_LABELS, "(20, 32, 32, 3)"),
+        (GOOD_IMAGES[:, :, :28, :28], GOOD_LABELS, "(20, 3, 28, 28)"),
+        (GOOD_IMAGES[:0], GOOD_LABELS[:0], "(0, 3, 32, 32)"),
+        (GOOD_IMAGES, GOOD_LABELS[:19], "(19,)"),
+        (GOOD_IMAGES, GOOD_LABELS[:, None], "(20, 1)"),
+        (GOOD_IMAGES, GOOD_LABELS.astype(np.int32), "int32"),
+    ],
+)
+def test_files_in_another_form_are_refused(tmp_path, monkeypatch, images, labels, said):
+    write_data(tmp_path / "cifar10", images, labels)
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("DATASET", "cifar10")
+    with pytest.raises(ValueError, match="expected uint8") as error:
+        cifar_utils.load_split("train")
+    assert said in str(error.value)
+    assert str(tmp_path / "cifar10") in str(error.value)
+    assert "made again" in str(error.value)
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "synthetic", None])
+def test_data_that_is_not_ready_is_a_clear_error(tmp_path, monkeypatch, dataset):
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    if dataset:
+        monkeypatch.setenv("DATASET", dataset)
+    else:
+        monkeypatch.delenv("DATASET", raising=False)
+    with pytest.raises(FileNotFoundError, match=r"python cifar_utils\.py"):
+        load_split("train")
