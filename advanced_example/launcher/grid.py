@@ -52,7 +52,7 @@ class RunGrid(Grid):
             self._history = {"schema": 1, "example": name, "dataset": dataset, "status": "running", **counts}
         versions = {"python": platform.python_version(), **{name: version(name) for name in ("flwr", "torch", "numpy")}}
         self._history.update(config=dict(context.run_config), rounds=[], versions=versions)
-        random.seed(int(context.run_config["seed"]))  # strategies sample their clients with it
+        self._seed = int(context.run_config["seed"])
 
     # --- The clients -------------------------------------------------------------------------------------------------
 
@@ -78,6 +78,10 @@ class RunGrid(Grid):
             nodes = [node for node in nodes if node in self._partition_of or node in answered]
         if len(nodes) < self._min_clients:
             raise TimeoutError(f"{len(nodes)} clients answer, and a round needs {self._min_clients}")
+        # Strategies draw their sample next, from Python's global generator. So does Flower, for its heartbeats, whenever
+        # one is due: only a seed for each sample makes the samples repeatable.
+        phases = sum(phase in entry for entry in self.rounds for phase in (MessageType.TRAIN, MessageType.EVALUATE))
+        random.seed(f"{self._seed} {phases}")
         return sorted(nodes, key=self._order)
 
     def _connected(self) -> list[int]:
