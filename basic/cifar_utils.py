@@ -51,8 +51,18 @@ def best_device() -> torch.device:
 # --- The loops -------------------------------------------------------------------------------------------------------
 
 
-def train(net: nn.Module, batches: "Batches", epochs: int, learning_rate: float, momentum: float = 0.9) -> float:
-    """Train in place by SGD; return the mean cross-entropy per example over all that was seen."""
+def train(
+    net: nn.Module,
+    batches: "Batches",
+    epochs: int,
+    learning_rate: float,
+    momentum: float = 0.9,
+    penalty: Callable[[], Tensor] | None = None,
+) -> float:
+    """Train in place by SGD; return the mean cross-entropy per example over all that was seen.
+
+    A `penalty` is a term that is added to the loss in each step; the mean leaves it out.
+    """
     optimizer = torch.optim.SGD(net.parameters(), lr=learning_rate, momentum=momentum)
     net.train()
     total_loss, seen = 0.0, 0
@@ -60,7 +70,7 @@ def train(net: nn.Module, batches: "Batches", epochs: int, learning_rate: float,
         for images, labels in batches:
             optimizer.zero_grad()
             loss = F.cross_entropy(net(images), labels)
-            loss.backward()
+            (loss if penalty is None else loss + penalty()).backward()
             optimizer.step()
             total_loss += loss.item() * len(labels)  # the loss is a batch's mean, and the last batch may be smaller
             seen += len(labels)

@@ -51,6 +51,8 @@ class Settings:
     port: int | None
     verbose: bool
     dry_run: bool
+    given: frozenset[str] = frozenset()  # keys of the run config, and "clients", "engine", "dataset", that the user set
+    run_dir: Path | None = None  # of a run that goes on; else a new one
 
     @property
     def min_clients(self) -> int:
@@ -100,6 +102,8 @@ def parse(arguments: list[str], folder: Path, environment: Mapping[str, str] = o
             raise UsageError("SECURE=1 goes with ENGINE=deployment: a simulation has no connections to secure")
         if not (folder / "security.py").is_file():
             raise UsageError("SECURE=1 needs security.py, which advanced_example has: copy it from there")
+    given = {word.partition("=")[0] for word in pairs} | set(("clients", *KEYS)[: len(counts)])
+    given |= {name for name in ("engine", "dataset") if environment.get(name.upper(), "auto") not in ("", "auto")}
     port = environment.get("PORT")
     if port and not (is_whole(port) and 0 < int(port) < 65536):
         raise UsageError(f"PORT={shorten(port)}: a port is a number from 1 to 65535")
@@ -113,6 +117,7 @@ def parse(arguments: list[str], folder: Path, environment: Mapping[str, str] = o
         port=int(port) if port else None,
         verbose="-v" in options,
         dry_run="--dry-run" in options,
+        given=frozenset(given),
     )
 
 

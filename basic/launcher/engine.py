@@ -110,7 +110,7 @@ def environment(settings: Settings, run_dir: Path, scratch: Path) -> dict[str, s
 
 def dry_run(settings: Settings) -> int:
     """Print what a run would start and write."""
-    run_dir = settings.folder / "runs" / "<UTC time>-<pid>"
+    run_dir = settings.run_dir or settings.folder / "runs" / "<UTC time>-<pid>"
     port, *client_ports = ports(settings)
     for path, content in files(settings, run_dir, port).items():
         print(f"# {path}\n{content}")

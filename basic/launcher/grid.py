@@ -19,7 +19,7 @@ from flwr.app import ArrayRecord, Context, Message, MessageType, MetricRecord, R
 from flwr.common import log
 from flwr.serverapp import Grid
 
-from launcher.replies import fault, mean_metrics, memory, model_sha256, odd_ones_out, payload
+from launcher.replies import client_rows, fault, mean_metrics, memory, model_sha256, odd_ones_out, payload
 from launcher.results import last, load_history, make_run_folder, save_history, write_model
 
 CONNECT_TIMEOUT = 60.0  # seconds to wait for clients that are not connected
@@ -40,6 +40,7 @@ class RunGrid(Grid):
         self._wanted = self._min_clients  # how many clients to wait for; for round 1 it is all of them
         self._partition_of: dict[int, int] = {}  # node id -> partition id, as far as it is known
         self._since = time.monotonic()  # when the round under way began
+        self._waited = False  # whether the wait for clients before the first round is over
         self._server_evaluates = False
         self.folder = Path(os.environ.get("RUN_DIR") or make_run_folder(Path("runs").absolute()))
         try:
@@ -68,8 +69,8 @@ class RunGrid(Grid):
         if len(nodes) < self._wanted:
             log(WARNING, "%d of %d clients are connected", len(nodes), self._wanted)
         self._wanted = self._min_clients
-        if not self._history["rounds"]:
-            self._since = time.monotonic()
+        if not self._waited:
+            self._since, self._waited = time.monotonic(), True
         if len(nodes) > self._sampled:  # it matters who is drawn: ask each node once for its partition id
             unknown = [node for node in nodes if node not in self._partition_of]
             queries = [Message(RecordDict(), node, MessageType.QUERY) for node in unknown]
@@ -77,9 +78,9 @@ class RunGrid(Grid):
             nodes = [node for node in nodes if node in self._partition_of or node in answered]
         if len(nodes) < self._min_clients:
             raise TimeoutError(f"{len(nodes)} clients answer, and a round needs {self._min_clients}")
-        # Strategies sample their clients with `random`, and do it now. In a simulation other threads draw from it, too,
-        # so that one seed at the start would not be enough.
-        phases = sum(phase in entry for entry in self._history["rounds"] for phase in ("train", "evaluate"))
+        # Strategies draw their sample next, from Python's global generator. So does Flower, for its heartbeats, when
+        # one is due: only a seed for each sample makes the samples repeatable.
+        phases = sum(phase in entry for entry in self.rounds for phase in (MessageType.TRAIN, MessageType.EVALUATE))
         random.seed(f"{self._seed} {phases}")
         return sorted(nodes, key=self._order)
 
@@ -118,8 +119,10 @@ class RunGrid(Grid):
         failures = [
             {"partition-id": self._partition_of.get(node), "reason": reasons[node]} for node in nodes if reasons[node]
         ]
-        entry = self._round(next(iter(content.config_records.values()))["server-round"])
+        config = dict(next(iter(content.config_records.values())))
+        entry = self._round(config.pop("server-round"))
         entry[phase] = {**(mean_metrics(good) if good else {}), "clients": len(good), "failures": failures}
+        entry[phase].update(config=config, by_client=client_rows(good))
         entry["bytes"] += sum(payload(message) for message in [*messages, *replies.values()])
         self.note_memory(memory(good))
         for failure in failures:
@@ -186,6 +189,28 @@ class RunGrid(Grid):
         if mib:
             noted = self._history["rounds"][-1].setdefault("memory", {})
             noted.update({name: max(round(value, 1), noted.get(name, 0.0)) for name, value in mib.items()})
+
+    def aggregated(self, aggregate_fn: Callable[[list[RecordDict], str], MetricRecord]) -> Callable[..., Any]:
+        """Wrap a strategy's `train_metrics_aggr_fn` or `evaluate_metrics_aggr_fn`: what it returns goes into the
+        history, over the mean of the clients' metrics, under the phase that was last."""
+
+        def aggregate(replies: list[RecordDict], weighted_by_key: str) -> MetricRecord:
+            found = aggregate_fn(replies, weighted_by_key)
+            entry = self.rounds[-1]
+            phase = MessageType.EVALUATE if MessageType.EVALUATE in entry else MessageType.TRAIN
+            entry[phase].update({key.removeprefix("train_"): value for key, value in found.items()})
+            return found
+
+        return aggregate
+
+    @property
+    def rounds(self) -> list[dict[str, Any]]:
+        """The rounds of the history so far."""
+        return self._history["rounds"]
+
+    def note(self, **facts: Any) -> None:
+        """Put facts about the run as a whole into the history; they are written with the next round."""
+        self._history.update(facts)
 
     def save(self, arrays: ArrayRecord, write: Callable[[Path, dict[str, np.ndarray]], None] | None = None) -> None:
         """Write the trained model to model.pt, by `write_model` or `write`; its hash and accuracy to the history."""

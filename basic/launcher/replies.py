@@ -80,6 +80,12 @@ def mean_metrics(replies: list[Message]) -> dict[str, float]:
     }
 
 
+def client_rows(replies: list[Message]) -> list[dict[str, Any]]:
+    """What each client said of itself, as a row for the history."""
+    rows = [(reply.content.get("client", {}).get("partition-id"), _metrics(reply)) for reply in replies]
+    return [{"partition-id": partition, **metrics} for partition, metrics in rows]
+
+
 def _metrics(reply: Message) -> dict[str, Any]:
     return next(iter(reply.content.metric_records.values()))
 

@@ -30,7 +30,7 @@ class Run:
 
     def __init__(self, settings: arguments.Settings) -> None:
         self.settings = settings
-        self.run_dir = run_dir = results.make_run_folder(settings.folder / "runs")
+        self.run_dir = run_dir = settings.run_dir or results.make_run_folder(settings.folder / "runs")
         scratch = Path(tempfile.mkdtemp(prefix="fl-"))  # the guard removes it
         self.processes = Processes(run_dir, scratch, engine.environment(settings, run_dir, scratch))
         self.history: results.History = {
@@ -45,6 +45,9 @@ class Run:
             "config": settings.config,
             "rounds": [],
         }
+        if settings.run_dir:  # it goes on: with the rounds that are there, and without the end that it came to
+            self.history = {**results.load_history(run_dir), "status": "running", "config": settings.config}
+            self.history.pop("reason", None)
         self.printed = 0  # rounds
 
     def go(self) -> int:
@@ -102,6 +105,8 @@ class Run:
         for path, content in engine.files(self.settings, self.run_dir, port).items():
             path.parent.mkdir(exist_ok=True)
             path.write_text(content)
+        if (script := self.settings.folder / "partitions.py").is_file():  # where the example shows who holds what
+            self.command("partitions", [sys.executable, str(script), str(self.run_dir)], quiet=False)
         server = self.command("superlink", engine.superlink(self.settings, port))
         deadline = time.monotonic() + START_TIMEOUT
         while not engine.answers(port):
@@ -110,6 +115,8 @@ class Run:
             if time.monotonic() > deadline:
                 raise Failed(f"the SuperLink did not answer within {START_TIMEOUT:.0f} s", "superlink")
             time.sleep(POLL)
+        if "partitions" in self.processes.running and self.processes.running["partitions"].wait() != 0:
+            raise Failed("the data can't be split like that")
         for name, command in engine.supernodes(self.settings, port, client_ports).items():
             self.command(name, command)
         self.command("run", engine.run(self.settings, self.run_dir))

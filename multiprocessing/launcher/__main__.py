@@ -20,9 +20,11 @@ def main(words: list[str]) -> int:
         if isinstance(settings, str):
             print(settings, end="")
             return 0
+        if not settings.dry_run:
+            environment.ensure(FOLDER)
+        settings = preflight(settings)
         if settings.dry_run:
             return engine.dry_run(settings)
-        environment.ensure(FOLDER)
         from launcher.run import Run  # needs the packages
 
         return Run(settings).go()
@@ -34,6 +36,15 @@ def main(words: list[str]) -> int:
     except (OSError, environment.SetupError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def preflight(settings: arguments.Settings) -> arguments.Settings:
+    """Let the example refuse or complete the settings: by `check` in its preflight.py, where it has one."""
+    if not (FOLDER / "preflight.py").is_file():
+        return settings
+    from preflight import check
+
+    return check(settings)
 
 
 if __name__ == "__main__":

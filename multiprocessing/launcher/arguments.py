@@ -51,6 +51,8 @@ class Settings:
     port: int | None
     verbose: bool
     dry_run: bool
+    given: frozenset[str] = frozenset()  # keys of the run config, and "clients", "engine", "dataset", that the user set
+    run_dir: Path | None = None  # of a run that goes on; else a new one
 
     @property
     def min_clients(self) -> int:
@@ -74,7 +76,7 @@ def parse(arguments: list[str], folder: Path, environment: Mapping[str, str] = o
     numbers = [word for word in arguments if word not in options and word not in pairs]
     for option in options:
         if option not in ("--dry-run", "-v"):
-            raise UsageError(f"unknown option {option}; ./run.sh --help lists them")
+            raise UsageError(f"unknown option {shorten(option)}; ./run.sh --help lists them")
     if len(numbers) > len(COUNTS):
         raise UsageError(f"{len(numbers)} numbers, but there are {len(COUNTS)} to give: {' '.join(COUNTS)}")
     counts = [positive(word, name) for word, name in zip(numbers, COUNTS, strict=False)]
@@ -100,9 +102,11 @@ def parse(arguments: list[str], folder: Path, environment: Mapping[str, str] = o
             raise UsageError("SECURE=1 goes with ENGINE=deployment: a simulation has no connections to secure")
         if not (folder / "security.py").is_file():
             raise UsageError("SECURE=1 needs security.py, which advanced_example has: copy it from there")
+    given = {word.partition("=")[0] for word in pairs} | set(("clients", *KEYS)[: len(counts)])
+    given |= {name for name in ("engine", "dataset") if environment.get(name.upper(), "auto") not in ("", "auto")}
     port = environment.get("PORT")
-    if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-        raise UsageError(f"PORT={port}: a port is a number from 1 to 65535")
+    if port and not (is_whole(port) and 0 < int(port) < 65536):
+        raise UsageError(f"PORT={shorten(port)}: a port is a number from 1 to 65535")
     return Settings(
         folder=folder,
         example=project["project"]["name"],
@@ -113,6 +117,7 @@ def parse(arguments: list[str], folder: Path, environment: Mapping[str, str] = o
         port=int(port) if port else None,
         verbose="-v" in options,
         dry_run="--dry-run" in options,
+        given=frozenset(given),
     )
 
 
@@ -124,9 +129,13 @@ def is_number(word: str) -> bool:
     return True
 
 
+def is_whole(word: str) -> bool:
+    return word.isascii() and word.isdigit() and len(word) < 20  # Python gives up at some thousand digits
+
+
 def positive(word: str, name: str) -> int:
-    if not (word.isascii() and word.isdigit() and 0 < int(word) <= 1_000_000):
-        raise UsageError(f"{name} must be a whole number from 1 to 1000000, not {word!r}")
+    if not (is_whole(word) and 0 < int(word) <= 1_000_000):
+        raise UsageError(f"{name} must be a whole number from 1 to 1000000, not {shorten(word)!r}")
     return int(word)
 
 
@@ -149,7 +158,7 @@ def overrides(
     found: dict[str, Any] = {}
     for key, _, word in (pair.partition("=") for pair in pairs):
         if key not in defaults:
-            raise UsageError(f"unknown key {key!r}; there are {', '.join(defaults)}")
+            raise UsageError(f"unknown key {shorten(key)!r}; there are {', '.join(defaults)}")
         if key in found or key in given:
             raise UsageError(f"{key} is given twice")
         found[key] = convert(key, word, defaults[key])
@@ -163,23 +172,28 @@ def convert(key: str, word: str, default: Any) -> Any:
     try:
         if kind is bool:
             return {"true": True, "false": False}[word.lower()]
+        word.encode()  # bytes that are no UTF-8 could not be written down
         value = kind(word)
         if kind is float and not math.isfinite(value):
             raise ValueError
         return value
     except (KeyError, ValueError):
-        names = {bool: "true or false", int: "a whole number", float: "a number"}
-        wanted = f"{names.get(kind, kind.__name__)}, such as {text(default)}"
-        raise UsageError(f"{key} must be {wanted}, not {word!r}") from None
+        names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+        wanted = f"{names[kind]}, such as {text(default)}"
+        raise UsageError(f"{key} must be {wanted}, not {shorten(word)!r}") from None
 
 
 def check_value(key: str, value: Any, allowed: list) -> None:
     if isinstance(value, str):
         if value not in allowed:
-            raise UsageError(f"{key} must be one of {', '.join(allowed)}, not {value!r}")
+            raise UsageError(f"{key} must be one of {', '.join(allowed)}, not {shorten(value)!r}")
     elif not allowed[0] <= value <= allowed[1]:
         raise UsageError(f"{key} must be from {allowed[0]} to {allowed[1]}, not {text(value)}")
 
 
 def text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def shorten(word: str) -> str:
+    return word if len(word) <= 50 else f"{word[:47]}..."

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from launcher import data_dir
+from launcher import DATASETS, data_dir
 from launcher.arguments import Settings
 
 HOST = "127.0.0.1"
@@ -79,8 +79,9 @@ def files(settings: Settings, run_dir: Path, port: int) -> dict[Path, str]:
 
 
 def toml(table: dict[str, Any]) -> str:
-    """Strings, numbers and booleans are written in TOML as in JSON."""
-    return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in table.items())
+    """Strings, numbers and booleans are written in TOML as in JSON, but that TOML wants DEL escaped."""
+    text = "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in table.items())
+    return text.replace("\x7f", "\\u007f")
 
 
 def environment(settings: Settings, run_dir: Path, scratch: Path) -> dict[str, str]:
@@ -109,10 +110,13 @@ def environment(settings: Settings, run_dir: Path, scratch: Path) -> dict[str, s
 
 def dry_run(settings: Settings) -> int:
     """Print what a run would start and write."""
-    run_dir = settings.folder / "runs" / "<UTC time>-<pid>"
+    run_dir = settings.run_dir or settings.folder / "runs" / "<UTC time>-<pid>"
     port, *client_ports = ports(settings)
     for path, content in files(settings, run_dir, port).items():
         print(f"# {path}\n{content}")
+    if settings.dataset in DATASETS:
+        print(f"# Where the data is not ready in {data_dir()}:")
+        print(f"+ {shlex.join([sys.executable, str(settings.folder / 'cifar_utils.py'), settings.dataset])}")
     commands = [superlink(settings, port), *supernodes(settings, port, client_ports).values()]
     for command in [*commands, run(settings, run_dir)]:
         print(f"+ {shlex.join(command)}")

@@ -17,6 +17,8 @@ Setting up {venv}, once: it installs {requirements}, about 6 GB on Linux, where 
 from one minute to ten. Without a GPU, a CPU-only PyTorch needs 1 GB: make an environment with it as
 https://pytorch.org/get-started/locally says, then: PYTHON=/that/environment/bin/python ./run.sh"""
 
+REQUIREMENT = re.compile(r"([A-Za-z0-9][\w.-]*)(?=$|[\s\[=<>~!@])(?:\[.*?\])?\s*(?:(==|>=)\s*([\d.]+)(?=$|[\s,]))?")
+
 
 class SetupError(RuntimeError):
     """There is no environment to run in; the text says what to do."""
@@ -43,6 +45,10 @@ def ensure(folder: Path, requirements: str = "requirements.txt") -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)  # a second run waits here until the first has installed
         make(venv, unfinished, wanted)
         os.close(lock)
+        if Path(sys.prefix) == venv and (lacking := missing(wanted)):
+            raise SetupError(
+                f"pip has installed {wanted}, but {venv} still lacks {', '.join(lacking)}: is it spelled so?"
+            )
     os.execv(python, [str(python), *sys.argv])
 
 
@@ -76,32 +82,37 @@ def make(venv: Path, unfinished: Path, requirements: Path) -> None:
 
 
 def missing(requirements: Path) -> list[str]:
-    """The requirements that this interpreter does not meet."""
+    """The requirements that this interpreter does not meet, as far as names, == and >= tell; pip knows the rest."""
     lacking = []
     for line in requirements.read_text().splitlines():
+        line = line.split("#")[0].strip()
         if line.startswith("-r "):
             lacking += missing(requirements.parent / line[3:].strip())
-        elif found := re.match(r"([A-Za-z0-9-]+)(?:\[\w+\])?(?:(==|>=)([0-9.]+))?", line):
+        elif (found := REQUIREMENT.match(line)) and ";" not in line:
             name, operator, bound = found.groups()
             try:
                 here = importlib.metadata.version(name)
             except importlib.metadata.PackageNotFoundError:
-                here = ""
-            too_old = operator == ">=" and numbers(here) < numbers(bound)
-            if not here or too_old or (operator == "==" and here != bound):
-                lacking.append(line.split("#")[0].strip())
+                lacking.append(line)
+                continue
+            if operator and (numbers(here) < numbers(bound) or (operator == "==" and numbers(here) != numbers(bound))):
+                lacking.append(line)
     return lacking
 
 
 def numbers(version: str) -> list[int]:
-    return [int(part) for part in re.findall(r"\d+", version)[:3]]
+    """2.9.0+cpu is [2, 9], as 2.9 is."""
+    found = [int(part) for part in re.findall(r"\d+", version.split("+")[0])[:3]]
+    while found and found[-1] == 0:
+        found.pop()
+    return found
 
 
 def main() -> NoReturn:
     folder = Path(__file__).resolve().parents[1]
     try:
         ensure(folder, sys.argv[1])
-    except SetupError as error:
+    except (OSError, SetupError) as error:
         sys.exit(f"error: {error}")
     os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 

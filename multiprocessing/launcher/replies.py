@@ -41,23 +41,32 @@ def _array_fault(content: RecordDict, sent: RecordDict) -> str | None:
         return f"expected the arrays {list(sent.array_records)}, found {list(content.array_records)}"
     for record, expected in sent.array_records.items():
         found = content.array_records[record]
-        if list(found) != list(expected):
+        if set(found) != set(expected):
             missing, extra = set(expected) - set(found), set(found) - set(expected)
             return f"weights differ in their names: missing {sorted(missing)}, not asked for {sorted(extra)}"
         for key in expected:
             array = found[key].numpy()
             if array.shape != tuple(expected[key].shape):
                 return f"{key} has shape {array.shape}, not {tuple(expected[key].shape)}"
+            if array.dtype.kind not in "biuf":  # a sum with complex numbers is complex
+                return f"{key} holds {array.dtype}, not real numbers"
             if not np.all(np.isfinite(array)):
                 return f"{key} holds NaN or infinite numbers"
     return None
 
 
 def odd_ones_out(replies: dict[int, Message]) -> dict[int, str]:
-    """Replies, by node id, whose metrics have other names than most: strategies average only what all of them have."""
-    names = {node: tuple(sorted(_metrics(reply))) for node, reply in replies.items()}
-    usual = Counter(names.values()).most_common(1)[0][0] if names else ()
-    return {node: f"metrics are {list(n)}, not {list(usual)}" for node, n in names.items() if n != usual}
+    """Replies, by node id, whose metrics have another form than most: strategies average only what all of them have."""
+    forms = {node: _form(reply) for node, reply in replies.items()}
+    usual = Counter(forms.values()).most_common(1)[0][0] if forms else ""
+    return {node: f"metrics are {form}, not {usual}" for node, form in forms.items() if form != usual}
+
+
+def _form(reply: Message) -> str:
+    """The metrics' names, with the length of each list, such as `metrics(num-examples, per-class[10])`."""
+    ((name, record),) = reply.content.metric_records.items()
+    keys = (f"{key}[{len(value)}]" if isinstance(value, list) else key for key, value in record.items())
+    return f"{name}({', '.join(sorted(keys))})"
 
 
 def mean_metrics(replies: list[Message]) -> dict[str, float]:
@@ -69,6 +78,12 @@ def mean_metrics(replies: list[Message]) -> dict[str, float]:
         for key, value in records[0].items()
         if key != EXAMPLES_KEY and not isinstance(value, list)
     }
+
+
+def client_rows(replies: list[Message]) -> list[dict[str, Any]]:
+    """What each client said of itself, as a row for the history."""
+    rows = [(reply.content.get("client", {}).get("partition-id"), _metrics(reply)) for reply in replies]
+    return [{"partition-id": partition, **metrics} for partition, metrics in rows]
 
 
 def _metrics(reply: Message) -> dict[str, Any]:

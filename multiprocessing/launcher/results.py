@@ -1,7 +1,9 @@
 """What a run leaves: history.json, written whole after each round, its table and its picture."""
 
+import fcntl
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,7 +32,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 def write_model(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write arrays as a plain PyTorch state dict. PyTorch is imported here only, and nothing of Flower: a child process may do it."""
+    """Write arrays as a plain PyTorch state dict; only here is PyTorch imported, and a child process may do it."""
     import torch
 
     state = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
@@ -49,10 +51,30 @@ def make_run_folder(parent: Path) -> Path:
     """Make `parent`/<UTC time>-<pid>, and let `parent`/latest point to it."""
     folder = parent / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.getpid()}"
     (folder / "logs").mkdir(parents=True)
+    claim(folder)
     link = parent / f".latest-{os.getpid()}"
     link.symlink_to(folder.name)
     link.replace(parent / "latest")
     return folder
+
+
+def claim(folder: Path) -> bool:
+    """Hold a run's folder for as long as this process lives; False where another process holds it."""
+    descriptor = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o644)  # stays open: that is what holds it
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return False
+    return True
+
+
+def reopen(folder: Path) -> None:
+    """Clear away what belonged to the processes of a run that goes on; keep their logs under another name."""
+    shutil.rmtree(folder / "flwr-home", ignore_errors=True)
+    (folder / "lost-clients").unlink(missing_ok=True)
+    (folder / "logs").rename(folder / f"logs-{len(list(folder.glob('logs-*'))) + 1}")
+    (folder / "logs").mkdir()
 
 
 def last(history: History, *path: str) -> Any:

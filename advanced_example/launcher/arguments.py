@@ -1,0 +1,199 @@
+"""What may be asked of a run: command line, environment and pyproject.toml, all checked before anything starts."""
+
+import math
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher import DATASETS
+
+ENGINES = ("deployment", "simulation")
+COUNTS = ("CLIENTS", "MIN_CLIENTS", "SAMPLED", "ROUNDS")
+KEYS = ("min-clients", "sampled-clients", "num-server-rounds")  # of the run config, for COUNTS[1:]
+HELP = """\
+usage: ./run.sh [CLIENTS] [MIN_CLIENTS] [SAMPLED] [ROUNDS] [key=value ...] [--dry-run] [-v]
+
+{description}.
+
+  CLIENTS      how many clients are started                          (default {clients})
+  MIN_CLIENTS  how many must be connected before a round starts      (default {min-clients})
+  SAMPLED      how many train, and how many evaluate, in a round     (default {sampled-clients})
+  ROUNDS       how many rounds                                       (default {num-server-rounds})
+  key=value    changes the run config:
+{keys}
+
+  --dry-run    print what would be started and written; start nothing
+  -v           print all that Flower says
+  -h, --help   print this
+
+Environment: ENGINE=deployment|simulation (default {engine}), DATASET=auto|cifar10|synthetic, DATA_DIR, PORT, PYTHON,
+SECURE=1 (deployment only). Exit status: 0 completed, 1 failed, 2 wrong arguments, 128+N ended by signal N.
+"""
+
+
+class UsageError(ValueError):
+    """An argument is wrong; nothing has been started."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A run that can be started."""
+
+    folder: Path  # the example's
+    example: str
+    engine: str
+    clients: int
+    config: dict[str, Any]  # the whole run config
+    dataset: str
+    port: int | None
+    verbose: bool
+    dry_run: bool
+    given: frozenset[str] = frozenset()  # keys of the run config, and "clients", "engine", "dataset", that the user set
+    run_dir: Path | None = None  # of a run that goes on; else a new one
+
+    @property
+    def min_clients(self) -> int:
+        return self.config["min-clients"]
+
+    @property
+    def sampled(self) -> int:
+        return self.config["sampled-clients"]
+
+
+def parse(arguments: list[str], folder: Path, environment: Mapping[str, str] = os.environ) -> Settings | str:
+    """Return the settings, or the help text where it is asked for. Raises UsageError with the fix."""
+    project = tomllib.loads((folder / "pyproject.toml").read_text())
+    defaults, launcher = project["tool"]["flwr"]["app"]["config"], project["tool"]["launcher"]
+    if "--help" in arguments or "-h" in arguments:
+        keys = "\n".join(f"                 {key}={text(value)}" for key, value in defaults.items() if key not in KEYS)
+        return HELP.format(**defaults, **launcher, keys=keys, description=project["project"]["description"])
+
+    options = [word for word in arguments if word.startswith("-") and not is_number(word)]
+    pairs = [word for word in arguments if "=" in word and word not in options]
+    numbers = [word for word in arguments if word not in options and word not in pairs]
+    for option in options:
+        if option not in ("--dry-run", "-v"):
+            raise UsageError(f"unknown option {shorten(option)}; ./run.sh --help lists them")
+    if len(numbers) > len(COUNTS):
+        raise UsageError(f"{len(numbers)} numbers, but there are {len(COUNTS)} to give: {' '.join(COUNTS)}")
+    counts = [positive(word, name) for word, name in zip(numbers, COUNTS, strict=False)]
+
+    clients = counts[0] if counts else launcher["clients"]
+    config = dict(defaults)
+    for key, default in [(key, defaults[key]) for key in KEYS[:2]]:
+        config[key] = min(default, clients)  # the defaults follow CLIENTS down
+    config.update(zip(KEYS, counts[1:], strict=False))
+    if len(counts) == 2:
+        config["sampled-clients"] = min(config["sampled-clients"], counts[1])
+    config.update(overrides(pairs, defaults, launcher.get("values", {}), given=KEYS[: max(len(counts) - 1, 0)]))
+    check_counts(clients, config)
+
+    engine = environment.get("ENGINE") or launcher["engine"]
+    dataset = environment.get("DATASET") or launcher["dataset"]
+    if engine not in ENGINES:
+        raise UsageError(f"ENGINE={engine}: there are {' and '.join(ENGINES)}")
+    if dataset not in DATASETS and dataset != launcher["dataset"]:
+        raise UsageError(f"DATASET={dataset}: there are {', '.join(DATASETS)}")
+    if environment.get("SECURE", "") not in ("", "0"):
+        if engine != "deployment":
+            raise UsageError("SECURE=1 goes with ENGINE=deployment: a simulation has no connections to secure")
+        if not (folder / "security.py").is_file():
+            raise UsageError("SECURE=1 needs security.py, which advanced_example has: copy it from there")
+    given = {word.partition("=")[0] for word in pairs} | set(("clients", *KEYS)[: len(counts)])
+    given |= {name for name in ("engine", "dataset") if environment.get(name.upper(), "auto") not in ("", "auto")}
+    port = environment.get("PORT")
+    if port and not (is_whole(port) and 0 < int(port) < 65536):
+        raise UsageError(f"PORT={shorten(port)}: a port is a number from 1 to 65535")
+    return Settings(
+        folder=folder,
+        example=project["project"]["name"],
+        engine=engine,
+        clients=clients,
+        config=config,
+        dataset=dataset,
+        port=int(port) if port else None,
+        verbose="-v" in options,
+        dry_run="--dry-run" in options,
+        given=frozenset(given),
+    )
+
+
+def is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def is_whole(word: str) -> bool:
+    return word.isascii() and word.isdigit() and len(word) < 20  # Python gives up at some thousand digits
+
+
+def positive(word: str, name: str) -> int:
+    if not (is_whole(word) and 0 < int(word) <= 1_000_000):
+        raise UsageError(f"{name} must be a whole number from 1 to 1000000, not {shorten(word)!r}")
+    return int(word)
+
+
+def check_counts(clients: int, config: Mapping[str, Any]) -> None:
+    for key in KEYS:
+        positive(str(config[key]), key)
+    least, sampled = config["min-clients"], config["sampled-clients"]
+    if least > clients:
+        raise UsageError(f"MIN_CLIENTS ({least}) is more than CLIENTS ({clients}): a round would wait for ever")
+    if sampled > least:
+        raise UsageError(
+            f"SAMPLED ({sampled}) is more than MIN_CLIENTS ({least}): a round can't sample clients it does not wait for"
+        )
+
+
+def overrides(
+    pairs: list[str], defaults: Mapping[str, Any], allowed: Mapping[str, list], given: tuple[str, ...]
+) -> dict[str, Any]:
+    """The key=value arguments, each with the type of its default and within what is allowed for it."""
+    found: dict[str, Any] = {}
+    for key, _, word in (pair.partition("=") for pair in pairs):
+        if key not in defaults:
+            raise UsageError(f"unknown key {shorten(key)!r}; there are {', '.join(defaults)}")
+        if key in found or key in given:
+            raise UsageError(f"{key} is given twice")
+        found[key] = convert(key, word, defaults[key])
+        if key in allowed:
+            check_value(key, found[key], allowed[key])
+    return found
+
+
+def convert(key: str, word: str, default: Any) -> Any:
+    kind = type(default)
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[word.lower()]
+        word.encode()  # bytes that are no UTF-8 could not be written down
+        value = kind(word)
+        if kind is float and not math.isfinite(value):
+            raise ValueError
+        return value
+    except (KeyError, ValueError):
+        names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+        wanted = f"{names[kind]}, such as {text(default)}"
+        raise UsageError(f"{key} must be {wanted}, not {shorten(word)!r}") from None
+
+
+def check_value(key: str, value: Any, allowed: list) -> None:
+    if isinstance(value, str):
+        if value not in allowed:
+            raise UsageError(f"{key} must be one of {', '.join(allowed)}, not {shorten(value)!r}")
+    elif not allowed[0] <= value <= allowed[1]:
+        raise UsageError(f"{key} must be from {allowed[0]} to {allowed[1]}, not {text(value)}")
+
+
+def text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def shorten(word: str) -> str:
+    return word if len(word) <= 50 else f"{word[:47]}..."

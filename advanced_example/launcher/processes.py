@@ -1,0 +1,103 @@
+"""Starts a run's processes, each with a log of its own, and ends them, with all that they have started in turn.
+
+Run as a script, this file is the guard: a process that waits until the launcher closes its end of a pipe, be it because
+the run is over or because the launcher was killed, and then ends whatever bears the mark of the run.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+PATIENCE = 4.0  # seconds from SIGTERM to SIGKILL
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Stopped(BaseException):
+    """A signal asked the launcher to stop."""
+
+
+def stop(number: int, frame: FrameType | None) -> NoReturn:
+    raise Stopped(number)
+
+
+class Processes:
+    """The processes of one run: all carry its folder in their environment, as RUN_DIR, by which they are known."""
+
+    def __init__(self, run_dir: Path, scratch: Path, environment: Mapping[str, str]) -> None:
+        self.run_dir = run_dir
+        self.environment = {**environment, "RUN_DIR": str(run_dir)}
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+        command = [sys.executable, "-I", "-S", __file__, str(run_dir), str(scratch)]
+        self._guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+
+    def start(self, name: str, command: Sequence[str], quiet: bool = True) -> subprocess.Popen[bytes]:
+        """Start a command in a session of its own; unless it may talk to the terminal, it writes to logs/<name>.log."""
+        with contextlib.ExitStack() as stack:
+            log = stack.enter_context(self.log(name).open("wb")) if quiet else None
+            process = self.running[name] = subprocess.Popen(
+                command,
+                cwd=self.run_dir,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        return process
+
+    def log(self, name: str) -> Path:
+        return self.run_dir / "logs" / f"{name}.log"
+
+    def tail(self, name: str, lines: int = 25) -> str:
+        """The end of a log; from its last traceback on where there is one."""
+        written = self.log(name).read_text(errors="replace").rstrip().splitlines() if self.log(name).exists() else []
+        tracebacks = [i for i, line in enumerate(written) if "Traceback (most recent call last)" in line]
+        return "\n".join(written[max(0, *tracebacks[-1:], len(written) - lines) :])
+
+    def stop(self) -> None:
+        """Let the guard end everything, and wait until it has."""
+        self._guard.communicate()
+        for process in self.running.values():
+            process.wait()
+
+
+def marked(run_dir: Path) -> list[int]:
+    """The ids of the living processes, other than this one, whose environment says RUN_DIR=`run_dir`."""
+    mark = f"RUN_DIR={run_dir}"
+    if sys.platform != "linux":
+        listing = subprocess.run(["ps", "axeww", "-o", "pid=,command="], capture_output=True, text=True).stdout
+        pids = [int(line.split()[0]) for line in listing.splitlines() if mark in line]
+    else:
+        pids = []
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):  # somebody else's, or gone by now
+                if mark.encode() in path.read_bytes().split(b"\0"):
+                    pids.append(int(path.parent.name))
+    return [pid for pid in pids if pid != os.getpid()]
+
+
+def end(run_dir: Path) -> None:
+    """SIGTERM to all of the run's processes, a bounded wait, SIGKILL to what is left."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + PATIENCE
+        signalled: set[int] = set()
+        while (pids := set(marked(run_dir))) and time.monotonic() < deadline:
+            for pid in pids - signalled:  # some may have been started in the meantime
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            signalled |= pids
+            time.sleep(0.05)
+
+
+if __name__ == "__main__":
+    sys.stdin.read()
+    end(Path(sys.argv[1]))
+    shutil.rmtree(sys.argv[2], ignore_errors=True)

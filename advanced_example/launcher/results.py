@@ -1,0 +1,145 @@
+"""What a run leaves: history.json, written whole after each round, its table and its picture."""
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+History = dict[str, Any]
+STAND_IN = "synthetic (a stand-in of drawn shapes, NOT CIFAR-10)"
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Write a file by `write(file)` so that a reader, or a crash, finds the old one or the new one, never a part."""
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def write_model(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays as a plain PyTorch state dict; only here is PyTorch imported, and a child process may do it."""
+    import torch
+
+    state = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+    write_whole(path, lambda file: torch.save(state, file))
+
+
+def save_history(folder: Path, history: History) -> None:
+    write_whole(folder / "history.json", lambda file: file.write(json.dumps(history, indent=1).encode() + b"\n"))
+
+
+def load_history(folder: Path) -> History:
+    return json.loads((folder / "history.json").read_text())
+
+
+def make_run_folder(parent: Path) -> Path:
+    """Make `parent`/<UTC time>-<pid>, and let `parent`/latest point to it."""
+    folder = parent / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.getpid()}"
+    (folder / "logs").mkdir(parents=True)
+    claim(folder)
+    link = parent / f".latest-{os.getpid()}"
+    link.symlink_to(folder.name)
+    link.replace(parent / "latest")
+    return folder
+
+
+def claim(folder: Path) -> bool:
+    """Hold a run's folder for as long as this process lives; False where another process holds it."""
+    descriptor = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o644)  # stays open: that is what holds it
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return False
+    return True
+
+
+def reopen(folder: Path) -> None:
+    """Clear away what belonged to the processes of a run that goes on; keep their logs under another name."""
+    shutil.rmtree(folder / "flwr-home", ignore_errors=True)
+    (folder / "lost-clients").unlink(missing_ok=True)
+    (folder / "logs").rename(folder / f"logs-{len(list(folder.glob('logs-*'))) + 1}")
+    (folder / "logs").mkdir()
+
+
+def last(history: History, *path: str) -> Any:
+    """The newest value that a round has under `path`, such as "evaluate", "accuracy"; None where none has."""
+    for entry in reversed(history["rounds"]):
+        value: Any = entry
+        for key in path:
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is not None:
+            return value
+    return None
+
+
+COLUMNS = (
+    ("round", 5, lambda r: f"{r['round']}"),
+    ("trained", 7, lambda r: f"{r['train']['clients']}" if "train" in r else "-"),
+    ("failed", 6, lambda r: f"{sum(len(r[phase]['failures']) for phase in ('train', 'evaluate') if phase in r)}"),
+    ("train loss", 10, lambda r: number(r, "train")),
+    ("loss", 8, lambda r: number(r, "server" if "server" in r else "evaluate")),
+    ("accuracy", 8, lambda r: number(r, "server" if "server" in r else "evaluate", "accuracy")),
+    ("seconds", 7, lambda r: f"{r['seconds']:.1f}"),
+)
+HEADER = "  ".join(name.rjust(width) for name, width, _ in COLUMNS)
+
+
+def number(entry: dict[str, Any], phase: str, key: str = "loss") -> str:
+    value = entry.get(phase, {}).get(key)
+    return "-" if value is None else f"{value:.3f}"
+
+
+def row(entry: dict[str, Any]) -> str:
+    return "  ".join(cell(entry).rjust(width) for _, width, cell in COLUMNS)
+
+
+def summary(history: History, folder: Path) -> str:
+    trained = sum(entry["round"] > 0 for entry in history["rounds"])
+    dataset = STAND_IN if history["dataset"] == "synthetic" else history["dataset"]
+    accuracy = history.get("accuracy")
+    return (
+        f"{history['example']}: {trained} rounds, {history['clients']} clients, dataset {dataset}, "
+        f"accuracy {'unknown' if accuracy is None else f'{accuracy:.3f}'}, {history['seconds']:.1f} s -> {folder}"
+    )
+
+
+def draw(history: History, path: Path) -> None:
+    """Draw loss and accuracy by round; line styles and markers tell the curves apart without colour too."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    styles = {"train": ("clients, training", "#0072B2", "o:"), "evaluate": ("clients, held out", "#D55E00", "s-")}
+    styles["server"] = ("server, test set", "#009E73", "^--")  # colours by Okabe and Ito, 2008
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for axes, key, label in zip(panels, ("loss", "accuracy"), ("cross-entropy per example", "accuracy"), strict=True):
+        for phase, (name, colour, style) in styles.items():
+            points = [(r["round"], r[phase][key]) for r in history["rounds"] if key in r.get(phase, {})]
+            if points:
+                axes.plot(*zip(*points, strict=True), style, color=colour, label=name)
+        axes.set(xlabel="round", ylabel=label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
+    dataset = "stand-in of drawn shapes, not CIFAR-10" if history["dataset"] == "synthetic" else history["dataset"]
+    figure.suptitle(f"{history['example']}: {history['clients']} clients, {history['sampled']} a round, {dataset}")
+    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120))
+    plt.close(figure)

@@ -1,0 +1,204 @@
+"""One run, from the data to the summary line: it starts the server and the clients, watches them, and stops them."""
+
+import contextlib
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from launcher import DATASETS, arguments, dataset, engine, results
+from launcher.processes import SIGNALS, Processes, Stopped
+
+START_TIMEOUT = 60.0  # seconds for the SuperLink to answer
+POLL = 0.1
+
+
+class Failed(Exception):
+    """The run can't go on; `log` names the log that tells why."""
+
+    def __init__(self, reason: str, log: str | None = None) -> None:
+        super().__init__(reason)
+        self.log = log
+
+
+class Run:
+    """One run, from the data to the summary line."""
+
+    def __init__(self, settings: arguments.Settings) -> None:
+        self.settings = settings
+        self.run_dir = run_dir = settings.run_dir or results.make_run_folder(settings.folder / "runs")
+        scratch = Path(tempfile.mkdtemp(prefix="fl-"))  # the guard removes it
+        self.processes = Processes(run_dir, scratch, engine.environment(settings, run_dir, scratch))
+        self.history: results.History = {
+            "schema": 1,
+            "example": settings.example,
+            "engine": settings.engine,
+            "dataset": settings.dataset,
+            "status": "running",
+            "clients": settings.clients,
+            "min_clients": settings.min_clients,
+            "sampled": settings.sampled,
+            "config": settings.config,
+            "rounds": [],
+        }
+        if settings.run_dir:  # it goes on: with the rounds that are there, and without the end that it came to
+            self.history = {**results.load_history(run_dir), "status": "running", "config": settings.config}
+            self.history.pop("reason", None)
+        self.printed = 0  # rounds
+
+    def go(self) -> int:
+        """Return the exit status. Whatever happens, no process is left, and the history says how it ended."""
+        started = time.monotonic()
+        outcome: dict[str, str] = {"status": "completed"}
+        code, failure = 0, None
+        try:
+            self.prepare_data()
+            self.start()
+            self.watch()
+        except Failed as error:
+            code, failure, outcome = 1, error, {"status": "failed", "reason": str(error)}
+        except OSError as error:
+            code, failure, outcome = 1, Failed(str(error)), {"status": "failed", "reason": str(error)}
+        except Stopped as signalled:
+            name = signal.Signals(signalled.args[0]).name
+            code, outcome = 128 + signalled.args[0], {"status": "stopped", "reason": name}
+            with contextlib.suppress(OSError):  # after a SIGHUP there may be no terminal to print to
+                print(f"\n{name}: stopping", file=sys.stderr)
+        finally:
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_IGN)  # what follows takes seconds, and must be whole
+            self.processes.stop()
+        self.finish(outcome, time.monotonic() - started)
+        if failure:
+            self.explain(failure)
+        return code
+
+    # --- The steps ---------------------------------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Before any client starts, so that they don't all download at once."""
+        name = self.settings.dataset
+        if name in DATASETS:
+            if not dataset.find(name):
+                self.command("data", [sys.executable, str(self.settings.folder / "cifar_utils.py"), name], quiet=False)
+                if self.processes.running["data"].wait() != 0:
+                    raise Failed("the data could not be made ready")
+            data = dataset.find(name)
+            if data is None:
+                raise Failed(f"{name} is not in {dataset.data_dir()}, though cifar_utils.py has ended well")
+            self.history.update(dataset=data["name"], dataset_source=data["source"])
+            self.processes.environment["DATASET"] = data["name"]
+            print(f"Data: {results.STAND_IN if data['name'] == 'synthetic' else data['name']}, from {data['source']}")
+            if data["reason"]:
+                print(f"WARNING: this is not CIFAR-10. {data['reason']}")
+        results.save_history(self.run_dir, self.history)
+
+    def start(self) -> None:
+        """Start the SuperLink, wait until it answers, then start the clients and the run."""
+        port, *client_ports = engine.ports(self.settings)
+        if engine.answers(port):
+            raise Failed(f"port {port} is in use: stop what listens there, or leave PORT out and a free one is taken")
+        for path, content in engine.files(self.settings, self.run_dir, port).items():
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(content)
+        if (script := self.settings.folder / "partitions.py").is_file():  # where the example shows who holds what
+            self.command("partitions", [sys.executable, str(script), str(self.run_dir)], quiet=False)
+        server = self.command("superlink", engine.superlink(self.settings, port))
+        deadline = time.monotonic() + START_TIMEOUT
+        while not engine.answers(port):
+            if server.poll() is not None:
+                raise Failed(f"the SuperLink ended with status {server.returncode} before it answered", "superlink")
+            if time.monotonic() > deadline:
+                raise Failed(f"the SuperLink did not answer within {START_TIMEOUT:.0f} s", "superlink")
+            time.sleep(POLL)
+        if "partitions" in self.processes.running and self.processes.running["partitions"].wait() != 0:
+            raise Failed("the data can't be split like that")
+        for name, command in engine.supernodes(self.settings, port, client_ports).items():
+            self.command(name, command)
+        self.command("run", engine.run(self.settings, self.run_dir))
+
+    def watch(self) -> None:
+        """Follow the run until it ends; end it where it can't go on."""
+        running = self.processes.running
+        clients = {name: process for name, process in running.items() if name.startswith("client-")}
+        lost: list[str] = []
+        follow = Follower(self.processes.log("run")) if self.settings.verbose else None
+        while running["run"].poll() is None:
+            time.sleep(POLL)
+            self.show_rounds()
+            if follow:
+                follow.show()
+            if running["superlink"].poll() is not None:
+                raise Failed(f"the SuperLink ended with status {running['superlink'].returncode}", "superlink")
+            for name, process in clients.items():
+                if process.poll() is not None and name not in lost:
+                    lost.append(name)
+                    alive, least = len(clients) - len(lost), self.settings.min_clients
+                    said = f"{name} ended with status {process.returncode}; {alive} of {len(clients)} clients are left"
+                    if alive < least:
+                        raise Failed(f"{said}, and a round needs {least}", name)
+                    print(f"WARNING: {said}, which is enough", file=sys.stderr)
+                    gone = " ".join(lost).replace("client-", "").encode()
+                    results.write_whole(self.run_dir / "lost-clients", lambda file, text=gone: file.write(text))
+        self.show_rounds()
+        if running["run"].returncode != 0:
+            raise Failed("the run could not be started", "run")
+        listing = subprocess.run(
+            engine.outcome(), env=self.processes.environment, cwd=self.run_dir, capture_output=True, text=True
+        )
+        try:
+            run = json.loads(listing.stdout)["runs"][0]
+        except (ValueError, LookupError):
+            raise Failed(f"the SuperLink does not tell how the run ended: {listing.stdout}{listing.stderr}") from None
+        if run["status"] != "finished:completed":
+            raise Failed(run.get("status-details") or run["status"], "run")
+
+    # --- What is shown, and what is left -----------------------------------------------------------------------------
+
+    def command(self, name: str, command: list[str], quiet: bool = True) -> subprocess.Popen[bytes]:
+        print(f"+ {shlex.join(command)}", flush=True)
+        return self.processes.start(name, command, quiet)
+
+    def show_rounds(self) -> None:
+        """Print a line for each round that has come into the history."""
+        rounds = results.load_history(self.run_dir)["rounds"]
+        if rounds and not self.printed:
+            print(results.HEADER)
+        for entry in rounds[self.printed :]:
+            print(results.row(entry), flush=True)
+        self.printed = len(rounds)
+
+    def finish(self, outcome: dict[str, str], seconds: float) -> None:
+        """Write the outcome down, draw the picture, print the table and the summary line."""
+        with contextlib.suppress(OSError, ValueError):  # the server has written the rounds into it
+            self.history = results.load_history(self.run_dir)
+        self.history = {**self.history, **outcome, "seconds": round(seconds, 1)}
+        results.save_history(self.run_dir, self.history)
+        if self.history["rounds"]:
+            results.draw(self.history, self.run_dir / "history.png")
+        if outcome["status"] == "completed":
+            print(results.summary(self.history, self.run_dir))
+
+    def explain(self, failure: Failed) -> None:
+        print(f"error: {failure}", file=sys.stderr)
+        if failure.log:
+            print(f"--- the end of {self.processes.log(failure.log)}:", file=sys.stderr)
+            print(self.processes.tail(failure.log), file=sys.stderr)
+
+
+class Follower:
+    """Prints what is added to a log."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        self.position = 0
+
+    def show(self) -> None:
+        with self.log.open(errors="replace") as file:
+            file.seek(self.position)
+            print(file.read(), end="", flush=True)
+            self.position = file.tell()

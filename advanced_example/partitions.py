@@ -1,0 +1,77 @@
+"""Who holds what: the examples of each class that each client has, as a table and as a picture.
+
+The launcher runs `python partitions.py RUN_FOLDER` once, before the clients start; it writes partitions.png there.
+"""
+
+import sys
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import cifar_utils
+from launcher.dataset import load_split
+from launcher.results import load_history, write_whole
+
+MOST_ROWS = 20  # of the table; the picture has all
+
+
+def partitioner(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of the run config that says who holds what, as arguments of `cifar_utils.partition`."""
+    options = {"alpha": config["alpha"]} if config["partitioner"] == "dirichlet" else {}
+    return {"name": config["partitioner"], **options}
+
+
+def count(labels: np.ndarray, num_partitions: int, config: Mapping[str, Any]) -> np.ndarray:
+    """Examples by client and class, int64 (num_partitions, 10). Raises ValueError where the data can't be split so."""
+    parts = cifar_utils.partition(labels, num_partitions, config["seed"], **partitioner(config))
+    return np.stack([np.bincount(labels[part], minlength=cifar_utils.NUM_CLASSES) for part in parts])
+
+
+def table(counts: np.ndarray) -> str:
+    """One line a client: its examples by class, and all of them."""
+    width = max(5, len(str(counts.sum())) + 1)
+    lines = ["client" + "".join(f"{label:>{width}}" for label in [*range(counts.shape[1]), "all"])]
+    for client, row in enumerate(counts[:MOST_ROWS]):
+        lines.append(f"{client:>6}" + "".join(f"{number:>{width}}" for number in [*row, row.sum()]))
+    if len(counts) > MOST_ROWS:
+        lines.append(f"   ... and {len(counts) - MOST_ROWS} more")
+    return "\n".join(lines)
+
+
+def draw(counts: np.ndarray, title: str, path: Path) -> None:
+    """A bar a client, in which each class has its length and its colour."""
+    import matplotlib  # no client draws, so only here
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, min(12, 1.4 + 0.25 * len(counts))), layout="constrained")
+    starts = counts.cumsum(axis=1) - counts
+    for label in range(counts.shape[1]):
+        colour = plt.get_cmap("tab10")(label)
+        axes.barh(range(len(counts)), counts[:, label], left=starts[:, label], color=colour, label=label)
+    axes.invert_yaxis()
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.set(xlabel="examples", ylabel="client", title=title)
+    axes.legend(title="class", loc="center left", bbox_to_anchor=(1, 0.5))
+    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120))
+    plt.close(figure)
+
+
+def main(run_dir: Path) -> None:
+    config = tomllib.loads((run_dir / "run-config.toml").read_text())
+    try:
+        counts = count(load_split("train")[1], load_history(run_dir)["clients"], config)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    title = " ".join(f"{key} {value}" for key, value in partitioner(config).items()).removeprefix("name ")
+    print(f"Examples by client and class ({title}); each client keeps a tenth of its own for evaluation:")
+    print(table(counts), flush=True)
+    draw(counts, f"Who holds what: {title}, seed {config['seed']}", run_dir / "partitions.png")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
