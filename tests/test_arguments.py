@@ -108,9 +108,9 @@ def test_a_value_takes_the_type_of_its_default(pair, value):
     [
         (["learning-rate=10.1"], "learning-rate must be from 0.0 to 10.0, not 10.1"),
         (["learning-rate=-0.1"], "learning-rate must be from 0.0"),
-        (["learning-rate=nan"], "learning-rate must be a number, such as 0.01, not 'nan'"),
+        (["learning-rate=nan"], "learning-rate must be a number, such as 0.02, not 'nan'"),
         (["learning-rate=inf"], "must be a number"),
-        (["learning-rate="], "must be a number, such as 0.01, not ''"),
+        (["learning-rate="], "must be a number, such as 0.02, not ''"),
         (["learning-rate=0.1=0.2"], "not '0.1=0.2'"),
         (["learning-rate"], "CLIENTS must be a whole number"),
         (["batch-size=0"], "batch-size must be from 1 to 100000, not 0"),

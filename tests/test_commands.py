@@ -62,7 +62,7 @@ def test_help_goes_to_stdout(words):
     status, out, err = ask(*words)
     assert (status, err) == (0, "")
     assert out.startswith("usage: ./run.sh [CLIENTS]")
-    assert "learning-rate=0.01" in out
+    assert "learning-rate=0.02" in out
     assert max(map(len, out.splitlines())) <= 120
 
 

@@ -126,7 +126,7 @@ def test_a_signal_while_the_data_is_prepared(basic: Path, tmp_path: Path) -> Non
 # --- Code that fails -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("engine", ["deployment", "simulation"])
+@pytest.mark.parametrize("engine", ["deployment", pytest.param("simulation", marks=pytest.mark.slow)])
 def test_server_py_raises(engine: str, basic: Path, data_dir: Path) -> None:
     edit(basic / "server.py", "    config = context.run_config\n", "    raise ValueError('a bad server')\n")
     run = finished(basic, 2, 2, 2, 1, data_dir=data_dir, ENGINE=engine)
@@ -138,7 +138,7 @@ def test_server_py_raises(engine: str, basic: Path, data_dir: Path) -> None:
     assert run.nothing_left()
 
 
-@pytest.mark.parametrize("engine", ["deployment", "simulation"])
+@pytest.mark.parametrize("engine", ["deployment", pytest.param("simulation", marks=pytest.mark.slow)])
 def test_every_client_raises(engine: str, basic: Path, data_dir: Path) -> None:
     edit(
         basic / "client.py",
@@ -163,7 +163,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("engine", ["deployment", "simulation"])
+@pytest.mark.parametrize("engine", ["simulation", pytest.param("deployment", marks=pytest.mark.slow)])
 def test_bad_replies_are_refused_and_the_round_goes_on(engine: str, basic: Path, data_dir: Path) -> None:
     cases = "".join(f"    if context.node_config['partition-id'] == {i}:\n        {code}\n" for i, code in BAD.items())
     imports = "    import numpy as np\n    from flwr.app import Array\n"
@@ -194,6 +194,7 @@ def test_a_port_in_use(basic: Path, data_dir: Path) -> None:
     assert "flower-superlink" not in run.stdout
 
 
+@pytest.mark.slow
 def test_a_client_never_comes(basic: Path, data_dir: Path) -> None:
     """Killed before it connects, with MIN_CLIENTS below CLIENTS: round 1 goes on with those who are there."""
     with Launch(basic, 3, 2, 1, 1, data_dir=data_dir) as run:

@@ -237,8 +237,8 @@ def test_other_metrics_keep_their_names_and_lists_are_left_out():
 
 
 def test_payload_is_the_bytes_of_the_arrays():
-    data = sum(len(array.data) for array in arrays().values())
-    assert payload(trained()) == payload(request()) == data > 6 * 4 + 3 * 4 + 8
+    data = sum(array.numpy().nbytes for array in arrays().values())
+    assert payload(trained()) == payload(request()) == data > 0
     assert payload(reply({"metrics": metrics()})) == 0
     assert payload(Message(Error(1, "no"), reply_to=request())) == 0
 
