@@ -45,6 +45,7 @@ class Launch:
     def __init__(self, folder: Path, *arguments: object, data_dir: Path, cwd: Path | None = None, **env: str) -> None:
         self.folder = folder
         self.before = set(self.run_folders())
+        self.found: Path | None = None
         self.out, self.err = (folder.parent / f"{folder.name}.{kind}{time.monotonic_ns()}" for kind in ("out", "err"))
         with self.out.open("wb") as out, self.err.open("wb") as err:
             self.process = subprocess.Popen(
@@ -112,8 +113,9 @@ class Launch:
 
     @property
     def run_dir(self) -> Path:
-        (folder,) = set(self.run_folders()) - self.before
-        return folder
+        if self.found is None:
+            (self.found,) = set(self.run_folders()) - self.before
+        return self.found
 
     @property
     def history(self) -> dict[str, Any]:

@@ -111,11 +111,11 @@ def memory(replies: list[Message]) -> dict[str, float]:
 def model_sha256(state: Mapping[str, Any]) -> str:
     """A hash over name, dtype, shape and bytes of each array, sorted by name: equal means the same to the bit.
 
-    Takes NumPy arrays or tensors on the CPU.
+    Takes NumPy arrays, or tensors on the CPU.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
-        array = np.asarray(tensor, order="C")
+        array = np.asarray(tensor.detach() if hasattr(tensor, "detach") else tensor, order="C")
         digest.update(f"{name} {array.dtype} {array.shape} ".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
