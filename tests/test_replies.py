@@ -236,11 +236,17 @@ def test_other_metrics_keep_their_names_and_lists_are_left_out():
     assert found == {"accuracy": 0.5}
 
 
-def test_payload_is_the_bytes_of_the_arrays():
-    data = sum(array.numpy().nbytes for array in arrays().values())
-    assert payload(trained()) == payload(request()) == data > 0
+def test_payload_is_the_bytes_of_the_weights():
+    assert payload(trained()) == payload(request()) == 6 * 4 + 3 * 4 + 8
     assert payload(reply({"metrics": metrics()})) == 0
     assert payload(Message(Error(1, "no"), reply_to=request())) == 0
+
+
+@pytest.mark.parametrize("dtype", ["", "nonsense", "f4,,", "(1", "\x00"])
+def test_a_type_that_there_is_not_costs_nobody_a_round(dtype):
+    strange = trained(arrays=arrays(bias=Array(dtype, (3,), "numpy.ndarray", b"nonsense")))
+    assert told(strange).startswith("unreadable reply: ")
+    assert isinstance(payload(strange), int)
 
 
 # --- The hash of a model ---------------------------------------------------------------------------------------------
