@@ -72,7 +72,10 @@ def test_help_goes_to_stdout(words):
         ({"ENGINE": "ray"}, "ENGINE=ray: there are deployment and simulation"),
         ({"DATASET": "mnist"}, "DATASET=mnist: there are auto, cifar10, synthetic"),
         ({"PORT": "http"}, "PORT=http: a port is a number from 1 to 65535"),
-        ({"SECURE": "1"}, "SECURE=1 needs security.py, which advanced_example has"),
+        (
+            {"SECURE": "1"},
+            "SECURE=1 needs a security.py in this folder, which makes the certificates, and there is none",
+        ),
     ],
 )
 def test_a_wrong_environment_ends_with_2(environment, said):

@@ -221,3 +221,13 @@ def test_a_python_that_cannot_be_used_is_one_sentence(script, python):
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: {named} is missing or older than Python 3.11")
+
+
+def test_a_python_without_venv_is_a_clear_error(copy, tmp_path):
+    """As on a Debian without python3-venv: the module is there, and does not work."""
+    (tmp_path / "broken" / "venv").mkdir(parents=True)
+    (tmp_path / "broken" / "venv" / "__init__.py").write_text("raise ImportError('no ensurepip')\n")
+    code, _, err = copy.run(PYTHONPATH=str(tmp_path / "broken"))
+    assert code == 1
+    assert "can't make environments: install its venv module" in err
+    assert "Traceback" not in err.split("error:")[1]

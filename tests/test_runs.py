@@ -128,6 +128,14 @@ def test_two_runs_at_once_do_not_meet(tmp_path: Path, data_dir: Path) -> None:
     assert one.history["model_sha256"] == two.history["model_sha256"]
 
 
+def test_verbose_prints_all_that_the_server_says(tmp_path: Path, data_dir: Path) -> None:
+    run = finished(copy_example("basic", tmp_path / "basic"), 1, 1, 1, 1, "-v", data_dir=data_dir, ENGINE="simulation")
+    assert run.process.returncode == 0, run.stdout + run.stderr
+    said = run.log("run").splitlines()
+    assert any("Final results" in line for line in said)
+    assert set(said) <= set(run.stdout.splitlines())
+
+
 def test_no_home(tmp_path: Path, data_dir: Path) -> None:
     folder = copy_example("basic", tmp_path / "basic")
     command = ["env", "-u", "HOME", f"PYTHON={sys.executable}", f"DATA_DIR={data_dir}", "DATASET=synthetic"]

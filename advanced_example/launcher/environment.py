@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NoReturn
 
 NOTE = """\
-Setting up {venv}, once: it installs {requirements}, about 6 GB on Linux, where PyTorch comes with CUDA, and takes
-from one minute to ten. Without a GPU, a CPU-only PyTorch needs 1 GB: make an environment with it as
+Setting up {venv}, once: it installs {requirements}, about 6 GB on Linux, where PyTorch comes with CUDA, in minutes,
+by the network's speed. Without a GPU, a CPU-only PyTorch is far smaller: make an environment with it as
 https://pytorch.org/get-started/locally says, then: PYTHON=/that/environment/bin/python ./run.sh"""
 
 REQUIREMENT = re.compile(r"([A-Za-z0-9][\w.-]*)(?=$|[\s\[=<>~!@])(?:\[.*?\])?\s*(?:(==|>=)\s*([\d.]+)(?=$|[\s,]))?")

@@ -77,7 +77,7 @@ def reopen(folder: Path) -> None:
     (folder / "logs").mkdir()
 
 
-def last(history: History, *path: str) -> Any:
+def newest(history: History, *path: str) -> Any:
     """The newest value that a round has under `path`, such as "evaluate", "accuracy"; None where none has."""
     for entry in reversed(history["rounds"]):
         value: Any = entry

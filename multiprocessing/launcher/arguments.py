@@ -101,7 +101,9 @@ def parse(arguments: list[str], folder: Path, environment: Mapping[str, str] = o
         if engine != "deployment":
             raise UsageError("SECURE=1 goes with ENGINE=deployment: a simulation has no connections to secure")
         if not (folder / "security.py").is_file():
-            raise UsageError("SECURE=1 needs security.py, which advanced_example has: copy it from there")
+            raise UsageError(
+                "SECURE=1 needs a security.py in this folder, which makes the certificates, and there is none"
+            )
     given = {word.partition("=")[0] for word in pairs} | set(("clients", *KEYS)[: len(counts)])
     given |= {name for name in ("engine", "dataset") if environment.get(name.upper(), "auto") not in ("", "auto")}
     port = environment.get("PORT")

@@ -145,6 +145,8 @@ class Run:
                     gone = " ".join(lost).replace("client-", "").encode()
                     results.write_whole(self.run_dir / "lost-clients", lambda file, text=gone: file.write(text))
         self.show_rounds()
+        if follow:
+            follow.show()
         if running["run"].returncode != 0:
             raise Failed("the run could not be started", "run")
         listing = subprocess.run(
@@ -173,7 +175,7 @@ class Run:
         self.printed = len(rounds)
 
     def finish(self, outcome: dict[str, str], seconds: float) -> None:
-        """Write the outcome down, draw the picture, print the table and the summary line."""
+        """Write the outcome down, draw the picture, and print the summary line under the rounds."""
         with contextlib.suppress(OSError, ValueError):  # the server has written the rounds into it
             self.history = results.load_history(self.run_dir)
         self.history = {**self.history, **outcome, "seconds": round(seconds, 1)}
