@@ -1,6 +1,7 @@
 """What a run leaves: history.json, written whole after each round, its table and its picture."""
 
 import fcntl
+import io
 import json
 import os
 import shutil
@@ -36,7 +37,9 @@ def write_model(path: Path, arrays: dict[str, np.ndarray]) -> None:
     import torch
 
     state = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
-    write_whole(path, lambda file: torch.save(state, file))
+    buffer = io.BytesIO()  # torch itself does not tell that a disk is full
+    torch.save(state, buffer)
+    write_whole(path, lambda file: file.write(buffer.getbuffer()))
 
 
 def save_history(folder: Path, history: History) -> None:
