@@ -4,7 +4,6 @@ In a simulation a few long-lived processes play all the clients. What such a pro
 context above all, it keeps until it ends; a child gives it all back after each message. See README.md.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -12,17 +11,7 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 import work
 from launcher.name_tag import tagged_client_app
 
-# NEW vs basic: what the fork server imports, once. The first optimizer needs torch._dynamo, a second's import.
-MODULES = ("torch", "torch._dynamo")
-
 app = tagged_client_app()  # Flower's ClientApp; each reply says which client it is from
-
-
-@app.lifespan()
-def lifespan(context: Context) -> Iterator[None]:
-    """NEW vs basic: let the fork server import PyTorch from the first message on, which asks for no work yet."""
-    work.prepare(context.run_config, MODULES)
-    yield
 
 
 @app.train()

@@ -1,30 +1,39 @@
 """Run a function in a child process, so that everything it took is given back when it returns: memory, and the GPU's.
 
-    isolation.preload("torch")                    # once, where it will be needed: it makes each child quick to start
     weights = run_isolated(train, weights, 0.01, timeout=300)
 
-This file needs nothing but Python (Linux, macOS); copy it where you like.
+This file needs nothing but Python (Linux, macOS); copy it where you like, and let MODULES be what your functions need.
 
-The child comes from a *fork server*, a process without threads that has imported what was preloaded and forks itself
-for each call: 0.03 s, where a child by `spawn`, which imports anew, takes as long as `import torch` does. The caller is
-never forked itself: that would copy locks that its other threads hold, and a CUDA context does not survive it.
+The child comes from a *fork server*: a process without threads that has imported what many children need, and forks
+itself for each call. That takes 0.03 s; a fresh interpreter would import PyTorch for two seconds. The caller is never
+forked itself: that would copy locks that its other threads hold, and a CUDA context does not survive it.
+`multiprocessing` has such a server too, but one for each process; here a whole run shares one (FORK_SERVER names its
+socket), which imports while the rest of the run is still starting, and takes its memory once.
 """
 
+import atexit
 import contextlib
-import multiprocessing as mp
+import gc
+import importlib
 import os
 import pickle
+import select
+import shutil
 import signal
+import socket
+import subprocess
 import sys
+import tempfile
 import threading
+import time
 import traceback
-import types
-from collections.abc import Callable, Iterator
-from multiprocessing import connection
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
 
-METHOD = "forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn"
-GRACE = 5.0  # seconds that a child has to leave after it has handed over its result
+MODULES = ("torch", "torch._dynamo", "cifar_utils")  # imported once, for all children; the first optimizer needs torch._dynamo
+
+NUMBER = 8  # bytes of a process id, and of an exit status, on a connection
+START_TIMEOUT = 120.0  # seconds that a fork server may take to import
 STARTING = threading.Lock()
 
 
@@ -32,77 +41,197 @@ class ChildDied(RuntimeError):
     """The child ended before it had a result; the text says by which signal, or with which status."""
 
 
-def preload(*modules: str) -> None:
-    """Start the fork server, in the background, with these modules imported; where one runs already, leave it.
-
-    On Python 3.11 they must be installed, or on PYTHONPATH: it looks nowhere else, and skips what it can't import.
-    """
-    if METHOD == "forkserver":
-        from multiprocessing import forkserver
-
-        mp.set_forkserver_preload(list(modules))
-        forkserver.ensure_running()
+# --- The caller ------------------------------------------------------------------------------------------------------
 
 
-def run_isolated(
-    fn: Callable[..., Any],
-    *args: Any,
-    timeout: float | None = None,
-    memory: float | None = None,
-    method: str = METHOD,
-) -> Any:
+def start() -> None:
+    """Start a fork server, in the background; do nothing where there is one. `run_isolated` does it where it must."""
+    with STARTING:
+        if "FORK_SERVER" not in os.environ:
+            folder = tempfile.mkdtemp(prefix="fork-")  # readable for this user alone, and so is the socket in it
+            os.environ["FORK_SERVER"] = address = f"{folder}/socket"
+            server = subprocess.Popen([sys.executable, __file__, address], stdin=subprocess.DEVNULL)
+            atexit.register(_stop, server, folder)
+
+
+def _stop(server: subprocess.Popen[bytes], folder: str) -> None:
+    server.terminate()
+    server.wait()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def run_isolated(fn: Callable[..., Any], *args: Any, timeout: float | None = None, memory: float | None = None) -> Any:
     """Return fn(*args), run in a fresh child process.
 
-    `fn` is importable (no lambda), and `fn`, `args` and the result can be pickled. `timeout` is in seconds, from when
-    the child runs; `memory`, in MiB, is how much more the child may allocate than it starts with (Linux only).
+    `fn` is from a module (no lambda, and not from the main script), and `fn`, `args` and the result can be pickled.
+    `timeout` is in seconds, from when the child runs; `memory`, in MiB, is how much more the child may allocate than it
+    starts with (Linux only). The child has the fork server's environment, and this process's `sys.path`.
 
     Raises what `fn` raised, with the child's traceback as a note; TimeoutError; ChildDied where the child was killed or
     left by itself. Whatever happens, also to this process, the child is gone afterwards.
     """
-    context, name = mp.get_context(method), getattr(fn, "__qualname__", repr(fn))
-    payload = pickle.dumps((fn, args))
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_child, args=(sender, payload, memory), name=name)
-    answer = None
-    try:
-        with _main_hidden(unless=b"__main__" in payload):
-            child.start()
-        sender.close()  # the child's end is the only one now: when it dies, the pipe ends
-        if not connection.wait([receiver, child.sentinel], timeout):
-            raise TimeoutError(f"{name} was ended: it took longer than {timeout:g} s")
-        if receiver.poll():  # a result, or the end of the pipe
-            answer = receiver.recv_bytes()
-    except (EOFError, ConnectionError):  # the child, or the fork server, has been killed
-        pass
-    finally:  # on KeyboardInterrupt too
-        status = _end(child, patience=0 if answer is None and sys.exc_info()[0] else GRACE)
-        receiver.close()
-        sender.close()
-    if answer is None:
+    start()
+    name = getattr(fn, "__qualname__", repr(fn))
+    request = pickle.dumps((sys.path, memory, pickle.dumps((fn, args))))
+    with _connect(os.environ["FORK_SERVER"]) as server:
+        greeting = server.recv(NUMBER)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        try:
+            with contextlib.suppress(ConnectionError):  # what became of a child that does not listen is still to come
+                server.sendall(request)
+            answer = _read(server, deadline)
+        except BaseException as error:  # KeyboardInterrupt too
+            if greeting:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int.from_bytes(greeting), signal.SIGKILL)
+                _read(server)  # to the end, which comes when the child is gone
+            if isinstance(error, TimeoutError):
+                raise TimeoutError(f"{name} was ended: it took longer than {timeout:g} s") from None
+            raise
+    if len(answer) < NUMBER:
+        raise ChildDied(f"{name}: the fork server has ended")
+    if status := int.from_bytes(answer[-NUMBER:], signed=True):
         raise ChildDied(f"{name}: {_obituary(status)}")
-    result, error = pickle.loads(answer)
+    result, error = pickle.loads(answer[:-NUMBER])
     if error is not None:
         raise error
     return result
 
 
-def _child(sender: connection.Connection, payload: bytes, memory: float | None) -> None:
-    """What the child does: call the function, send what came of it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the child
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+def _connect(address: str) -> socket.socket:
+    """Connect to the fork server, which answers when it has imported everything."""
+    deadline = time.monotonic() + START_TIMEOUT
+    while True:
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.connect(address)
+            return connection
+        except (FileNotFoundError, ConnectionRefusedError):
+            connection.close()
+            if time.monotonic() > deadline:
+                raise ChildDied(f"no fork server answers at {address}") from None
+            time.sleep(0.02)
+
+
+def _read(connection: socket.socket, deadline: float | None = None) -> bytes:
+    """All that comes until the other side closes: the child's answer, then its exit status. Raises TimeoutError."""
+    received = bytearray()
+    connection.settimeout(None)
+    while True:
+        if deadline is not None:
+            connection.settimeout(max(0.001, deadline - time.monotonic()))
+        piece = connection.recv(2**20)
+        if not piece:
+            return bytes(received)
+        received += piece
+
+
+def _obituary(status: int) -> str:
+    if status > 0:
+        return f"the child process left with status {status}, without a result"
+    name = signal.Signals(-status).name
+    hints = {"SIGKILL": ", as the kernel does when memory runs out", "SIGSEGV": ": a crash in native code"}
+    return f"the child process was killed by {name}{hints.get(name, '')}"
+
+
+# --- The fork server -------------------------------------------------------------------------------------------------
+
+
+def serve(address: str) -> None:
+    """Fork a child for each connection to the socket at `address`, until the parent of this process ends.
+
+    On a connection come the child's process id and its answer, both from the child, and its exit status, from here.
+    """
+    parent = os.getppid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the callers, which end their children
+    for name in MODULES:
+        importlib.import_module(name)
+    gc.freeze()  # a collection in a child would copy every page that it touches
+
+    children: dict[int, socket.socket] = {}
+    woken, wake = socket.socketpair()  # becomes readable when a child has ended
+    wake.setblocking(False)
+    signal.set_wakeup_fd(wake.fileno())
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address)
+    listener.listen(1024)
+    poll = select.poll()
+    poll.register(listener, select.POLLIN)
+    poll.register(woken, select.POLLIN)
+
+    while os.getppid() == parent:
+        ready = {descriptor for descriptor, _ in poll.poll(1000)}
+        for child, connection in children.items():
+            if connection.fileno() in ready:  # its caller has gone away
+                os.kill(child, signal.SIGKILL)
+        if woken.fileno() in ready:
+            woken.recv(4096)
+            while ended := _ended():
+                child, status = ended
+                connection = children.pop(child)
+                poll.unregister(connection)
+                _report(connection, status)
+        if listener.fileno() in ready:
+            connection, _ = listener.accept()
+            child = os.fork()
+            if child == 0:
+                for inherited in (listener, woken, wake, *children.values()):
+                    inherited.close()
+                _be_child(connection)
+            children[child] = connection
+            poll.register(connection, 0)  # 0: nothing but that the caller has closed it
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+    os.unlink(address)
+
+
+def _ended() -> tuple[int, int] | None:
+    """The process id and the status of a child that has ended: an exit status, or a signal's number below zero."""
+    try:
+        child, status = os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:  # there are none
+        return None
+    return (child, os.waitstatus_to_exitcode(status)) if child else None
+
+
+def _report(connection: socket.socket, status: int) -> None:
+    """Send the status, and close the connection even where a process that the child has left holds it open, too."""
+    connection.settimeout(START_TIMEOUT)
+    with connection, contextlib.suppress(OSError):  # the caller may be gone
+        connection.sendall(status.to_bytes(NUMBER, signed=True))
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+# --- The child -------------------------------------------------------------------------------------------------------
+
+
+def _be_child(connection: socket.socket) -> NoReturn:
+    """Call the function that the caller sends, and send back what came of it."""
+    status = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        connection.sendall(os.getpid().to_bytes(NUMBER))
+        with connection.makefile("rb") as file:
+            sys.path[:], memory, call = pickle.load(file)
+        connection.sendall(_answer(call, memory))
+        sys.stdout.flush()
+        sys.stderr.flush()
+        status = 0
+    finally:
+        os._exit(status)  # not as Python ends: there is nothing to clean up that the kernel does not
+
+
+def _answer(call: bytes, memory: float | None) -> bytes:
+    """The pickle of (result, None), or of (None, error)."""
     try:
         if memory:
             _limit_memory(memory)
-        fn, args = pickle.loads(payload)
-        answer = pickle.dumps((fn(*args), None))
+        fn, args = pickle.loads(call)
+        return pickle.dumps((fn(*args), None))
     except BaseException as error:
-        answer = pickle.dumps((None, _portable(error)))
-    sender.send_bytes(answer)
-
-
-def _leave_with_parent() -> None:
-    connection.wait([mp.parent_process().sentinel])
-    os._exit(1)
+        return pickle.dumps((None, _portable(error)))
 
 
 def _limit_memory(mib: float) -> None:
@@ -128,49 +257,5 @@ def _portable(error: BaseException) -> Exception:
     return error
 
 
-@contextlib.contextmanager
-def _main_hidden(unless: bool) -> Iterator[None]:
-    """Keep multiprocessing from importing this program's main script in the child, unless the function is from there.
-
-    In a Ray worker the main script is Ray's, and importing it costs half a second. Only this thread must not see where
-    the script is: others may ask at the same time, and Ray, for one, fails without an answer.
-    """
-    main, this_thread = sys.modules["__main__"], threading.get_ident()
-
-    class Main(types.ModuleType):
-        def __getattribute__(self, name: str) -> Any:
-            if name in ("__file__", "__spec__") and threading.get_ident() == this_thread:
-                return None
-            return super().__getattribute__(name)
-
-    with STARTING:
-        kind = type(main)
-        if kind is types.ModuleType and not unless:
-            main.__class__ = Main
-        try:
-            yield
-        finally:
-            main.__class__ = kind
-
-
-def _end(child: Any, patience: float) -> int | None:
-    """Wait for a child, kill it where it does not go, and return its exit status; None where it never started."""
-    if child.pid is None:
-        return None
-    child.join(patience)
-    if child.exitcode is None:
-        child.kill()
-        child.join()
-    status = child.exitcode
-    child.close()
-    return status
-
-
-def _obituary(status: int | None) -> str:
-    if status is None:
-        return "the child process could not be started"
-    if status >= 0:
-        return f"the child process left with status {status}, without a result"
-    name = signal.Signals(-status).name
-    hints = {"SIGKILL": ", as the kernel does when memory runs out", "SIGSEGV": ": a crash in native code"}
-    return f"the child process was killed by {name}{hints.get(name, '')}"
+if __name__ == "__main__":
+    serve(sys.argv[1])

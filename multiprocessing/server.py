@@ -21,7 +21,6 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run all rounds. `grid` reaches the clients that are connected."""
     config = context.run_config
-    work.prepare(config)  # NEW vs basic: the process that children are forked from imports PyTorch
     execute = partial(work.execute, config)  # NEW vs basic: runs a function in a child process
 
     # 1. The model that everybody starts from.

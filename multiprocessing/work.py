@@ -5,6 +5,7 @@ This module is cheap to import: parents must get no PyTorch and no data with it,
 piece of work, no Flower, which takes half a second. So the functions import what they need themselves.
 """
 
+import os
 import resource
 import sys
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from isolation import preload, run_isolated
+from isolation import run_isolated
 
 if TYPE_CHECKING:
     from flwr.app import ArrayRecord
@@ -24,12 +25,6 @@ Numbers = dict[str, float]
 TEST_BATCH = 100  # examples; as quick on a CPU as larger ones, and takes 40 MiB less than 512
 
 # --- What parents call -----------------------------------------------------------------------------------------------
-
-
-def prepare(config: Mapping[str, Any], modules: tuple[str, ...] = ("torch",)) -> None:
-    """Let the process that children are forked from import `modules`, in the background, where `isolation` is on."""
-    if config["isolation"]:
-        preload(*modules)
 
 
 def execute(config: Mapping[str, Any], fn: Callable[..., Any], *args: Any) -> Any:
@@ -108,17 +103,17 @@ def evaluate_on_test_split(arrays: Arrays) -> tuple[Numbers, Numbers]:
 
     images, labels = cifar_utils.load_split("test")
     batches = cifar_utils.Batches(np.array(images), labels, TEST_BATCH, cifar_utils.best_device())
-    loss, accuracy = cifar_utils.test(_model(arrays), batches)
+    loss, accuracy = cifar_utils.test(_model(arrays, threads=os.cpu_count() or 1), batches)  # no client trains now
     return {"loss": loss, "accuracy": accuracy}, _memory()
 
 
-def _model(arrays: Arrays) -> Any:
+def _model(arrays: Arrays, threads: int = 1) -> Any:
     """The network with these weights, on the device."""
     import torch
 
     from cifar_utils import Net, best_device
 
-    torch.set_num_threads(1)  # as many children as cores run at once; and a sum by more threads is another sum
+    torch.set_num_threads(threads)  # clients: 1, since as many as cores train at once
     net = Net()
     net.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in arrays.items()})
     return net.to(best_device())

@@ -5,6 +5,7 @@ import os
 import shlex
 import socket
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,13 @@ def answers(port: int) -> bool:
     with socket.socket() as one:
         one.settimeout(1)
         return one.connect_ex((HOST, port)) == 0
+
+
+def fork_server(settings: Settings, environment: Mapping[str, str]) -> list[str] | None:
+    """What clients' children are forked from, in the example that has them, where they are asked for."""
+    script = settings.folder / "isolation.py"
+    wanted = script.is_file() and settings.config.get("isolation")
+    return [sys.executable, str(script), environment["FORK_SERVER"]] if wanted else None
 
 
 def superlink(settings: Settings, port: int) -> list[str]:
@@ -95,9 +103,11 @@ def environment(settings: Settings, run_dir: Path, scratch: Path) -> dict[str, s
         "DATA_DIR": str(data_dir()),
         "DATASET": settings.dataset,
         "RAY_TMPDIR": str(scratch),  # not in the run's folder: its sockets need a short path
+        "FORK_SERVER": str(scratch / "fork-server"),  # of multiprocessing/isolation.py
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": TASK_POLL,
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         # One thread a client: several processes with a thread for each core slow one another down four times, and a
         # sum taken by another number of threads is not the same to the last bit.

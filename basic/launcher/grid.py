@@ -19,7 +19,8 @@ from launcher.replies import client_rows, fault, mean_metrics, memory, odd_ones_
 
 CONNECT_TIMEOUT = 60.0  # seconds to wait for clients that are not connected
 ANSWER_PATIENCE = 30.0  # seconds without one more answer, after which who has not said its partition id is left out
-PULL_INTERVAL = 0.25  # seconds; Flower's own grid sleeps 3
+PULL_INTERVAL = 0.25  # seconds at most between two looks for replies; Flower's own grid sleeps 3
+PULL_SHARE = 0.02  # of the time may go into looking: a look is quick in a simulation, and costs on the network
 
 
 class RunGrid(Record, Grid):
@@ -132,6 +133,7 @@ class RunGrid(Record, Grid):
         began = latest = time.monotonic()
         replies: dict[int, Message] = {}
         while True:
+            looked = time.monotonic()
             for reply in self._grid.pull_messages(list(waiting)) if waiting else ():
                 node = waiting.pop(reply.metadata.reply_to_message_id)
                 replies[node] = reply
@@ -142,7 +144,7 @@ class RunGrid(Record, Grid):
             over = (timeout is not None and now > began + timeout) or (patience is not None and now > latest + patience)
             if over or all(self._partition_of.get(node) in lost for node in waiting.values()):
                 return replies
-            time.sleep(PULL_INTERVAL)
+            time.sleep(min(PULL_INTERVAL, (now - looked) / PULL_SHARE))
 
     def _note_partition(self, node: int, reply: Message) -> None:
         if reply.has_error():

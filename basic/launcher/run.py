@@ -105,6 +105,8 @@ class Run:
         for path, content in engine.files(self.settings, self.run_dir, port).items():
             path.parent.mkdir(exist_ok=True)
             path.write_text(content)
+        if children := engine.fork_server(self.settings, self.processes.environment):
+            self.command("fork-server", children)  # the first of all, since it has the most to import
         if (script := self.settings.folder / "partitions.py").is_file():  # where the example shows who holds what
             self.command("partitions", [sys.executable, str(script), str(self.run_dir)], quiet=False)
         server = self.command("superlink", engine.superlink(self.settings, port))
@@ -175,15 +177,15 @@ class Run:
         self.printed = len(rounds)
 
     def finish(self, outcome: dict[str, str], seconds: float) -> None:
-        """Write the outcome down, draw the picture, and print the summary line under the rounds."""
+        """Write the outcome down, print the summary line under the rounds, and draw the picture."""
         with contextlib.suppress(OSError, ValueError):  # the server has written the rounds into it
             self.history = results.load_history(self.run_dir)
         self.history = {**self.history, **outcome, "seconds": round(seconds, 1)}
         results.save_history(self.run_dir, self.history)
-        if self.history["rounds"]:
-            results.draw(self.history, self.run_dir / "history.png")
         if outcome["status"] == "completed":
-            print(results.summary(self.history, self.run_dir))
+            print(results.summary(self.history, self.run_dir), flush=True)
+        if self.history["rounds"]:  # last: matplotlib takes most of a second to import
+            results.draw(self.history, self.run_dir / "history.png")
 
     def explain(self, failure: Failed) -> None:
         print(f"error: {failure}", file=sys.stderr)
