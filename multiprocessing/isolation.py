@@ -30,7 +30,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-MODULES = ("torch", "torch._dynamo", "cifar_utils")  # imported once, for all children; the first optimizer needs torch._dynamo
+# Imported once, for all children. The first optimizer would import torch._dynamo, for more than a second.
+MODULES = ("torch", "torch._dynamo", "cifar_utils")
 
 NUMBER = 8  # bytes of a process id, and of an exit status, on a connection
 START_TIMEOUT = 120.0  # seconds that a fork server may take to import
