@@ -3,12 +3,13 @@
 The launcher calls `check` with the settings that it has read from the command line.
 """
 
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from launcher.arguments import Settings, UsageError
+from launcher.arguments import Settings, UsageError, shorten
 from launcher.processes import marked
 from launcher.results import claim, load_history, reopen
 
@@ -60,7 +61,7 @@ def check_weights(path: str, model: str) -> None:
 
     from models import make_model
 
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise UsageError(f"init-from: there is no file {path}")
     try:
         make_model(model).load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
@@ -108,12 +109,12 @@ def find_run(settings: Settings) -> Path:
     runs, name = settings.folder / "runs", settings.config["resume"]
     for path in (runs / "latest",) if name == "latest" else (Path(name).expanduser(), runs / name):
         folder = path.resolve()
-        if (folder / "history.json").is_file():
+        if os.path.isfile(folder / "history.json"):  # False, too, for a name that is too long to exist
             if load_history(folder).get("example") != settings.example:
                 raise UsageError(f"resume: {folder} is a run of {load_history(folder).get('example')}")
             # spelled as its processes have it in their environment, by which they are found
             return runs / folder.name if folder.parent == runs.resolve() else folder
-    raise UsageError(f"resume={name}: there is no such run in {runs}; `ls` there shows which there are")
+    raise UsageError(f"resume={shorten(name)}: there is no such run in {runs}; `ls` there shows which there are")
 
 
 def take_over(folder: Path) -> None:

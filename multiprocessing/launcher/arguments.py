@@ -180,8 +180,8 @@ def convert(key: str, word: str, default: Any) -> Any:
             raise ValueError
         return value
     except (KeyError, ValueError):
-        names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-        wanted = f"{names[kind]}, such as {text(default)}"
+        names = {bool: "true or false", int: "a whole number", float: "a number", str: "text in UTF-8"}
+        wanted = names[kind] + (f", such as {text(default)}" if default != "" else "")
         raise UsageError(f"{key} must be {wanted}, not {shorten(word)!r}") from None
 
 
