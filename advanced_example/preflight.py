@@ -44,6 +44,8 @@ def check_strategy(config: Config) -> None:
             f"krum withstands {malicious} malicious clients only among at least {2 * malicious + 3}, and SAMPLED is "
             f"{sampled}: sample more, or lower malicious-clients"
         )
+    if config["dp-noise"] > 0 and config["learning-rate"] == 0:
+        raise UsageError("dp-noise needs a learning-rate above 0: Flower divides each update by its norm to clip it")
     if config["dp-noise"] > 0 and strategy != "fedavg":
         raise UsageError(f"dp-noise goes with strategy=fedavg alone, not with {strategy}: its noise fits a plain mean")
 

@@ -97,6 +97,7 @@ def test_the_arguments_reach_the_strategies() -> None:
         ((4, 4, 4, 1, "strategy=krum"), "among at least 5, and SAMPLED is 4"),
         ((9, 9, 6, 1, "strategy=krum", "malicious-clients=2"), "among at least 7, and SAMPLED is 6"),
         ((5, "dp-noise=1", "strategy=fedadam"), "dp-noise goes with strategy=fedavg alone"),
+        ((5, "dp-noise=1", "learning-rate=0"), "a learning-rate above 0"),
         ((5, "strategy=fedsgd"), "strategy must be one of fedavg, fedavgm"),
         ((5, "flaky-client=5"), "the clients are 0 to 4"),
     ],
@@ -119,10 +120,10 @@ def test_updates_are_clipped_and_weigh_the_same() -> None:
 
 def test_the_noise_is_as_large_as_it_says() -> None:
     """Of standard deviation dp-noise * dp-clip / sampled, and drawn anew unless repeatability is asked for."""
-    values = [aggregated([0.0] * 4, [1] * 4, **{"dp-noise": 2.0, "dp-clip": 3.0}) for _ in range(400)]
+    values = [aggregated([1e-6] * 4, [1] * 4, **{"dp-noise": 2.0, "dp-clip": 3.0}) for _ in range(400)]
     assert np.std(values) == pytest.approx(2.0 * 3.0 / 4, rel=0.15)
     repeatable = {"dp-noise": 2.0, "dp-clip": 3.0, "dp-repeatable": True}
-    assert len({aggregated([0.0] * 4, [1] * 4, **repeatable) for _ in range(3)}) == 1
+    assert len({aggregated([1e-6] * 4, [1] * 4, **repeatable) for _ in range(3)}) == 1
 
 
 def test_a_round_with_a_reply_missing_changes_nothing() -> None:
