@@ -101,6 +101,7 @@ def resumed(settings: Settings) -> Settings:
         run_dir=folder,
         engine=history["engine"],
         dataset=history["dataset"],
+        secure=settings.secure or history.get("secure", False),
         clients=history["clients"],
         config={**before, "num-server-rounds": asked, "resume": ""},  # as if it had never been stopped
     )

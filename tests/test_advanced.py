@@ -282,3 +282,32 @@ def test_the_partitions_are_shown(run: Launch, data_dir: Path) -> None:
 def test_the_hash_is_the_model_s(run: Launch) -> None:
     state = {name: tensor.numpy() for name, tensor in weights(run.run_dir / "model.pt").items()}
     assert json.loads((run.run_dir / "history.json").read_text())["model_sha256"] == model_sha256(state)
+
+
+# --- What the README lets readers do ---------------------------------------------------------------------------------
+
+
+def test_the_exercise_with_a_strategy_and_a_third_model(advanced: Path, data_dir: Path) -> None:
+    """One line each, and a name where names are listed."""
+    for name, old, new in (
+        ("strategies.py", "    FedAvgM,\n", "    FedAvgM,\n    FedTrimmedAvg,\n"),
+        (
+            "strategies.py",
+            '    "krum": ',
+            '    "fedtrimmedavg": lambda c, **common: FedTrimmedAvg(beta=0.2, **common),\n    "krum": ',
+        ),
+        ("pyproject.toml", 'strategy = ["fedavg", ', 'strategy = ["fedtrimmedavg", "fedavg", '),
+        (
+            "models.py",
+            '    "cnn": Net,\n',
+            '    "cnn": Net,\n    "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)),\n',
+        ),
+    ):
+        text = (advanced / name).read_text()
+        assert text.count(old) == 1
+        (advanced / name).write_text(text.replace(old, new))
+    settings = ("strategy=fedtrimmedavg", "model=linear", "toy=true")
+    run = finished(advanced, 5, 5, 5, 2, *settings, data_dir=data_dir, ENGINE="simulation")
+    assert run.process.returncode == 0, run.stdout + run.stderr
+    assert run.history["config"]["strategy"] == "fedtrimmedavg"
+    assert set(weights(run.run_dir / "model.pt")) == {"1.weight", "1.bias"}

@@ -51,6 +51,7 @@ class Settings:
     port: int | None
     verbose: bool
     dry_run: bool
+    secure: bool = False  # TLS, and clients that are known by their keys
     given: frozenset[str] = frozenset()  # keys of the run config, and "clients", "engine", "dataset", that the user set
     run_dir: Path | None = None  # of a run that goes on; else a new one
 
@@ -97,13 +98,11 @@ def parse(arguments: list[str], folder: Path, environment: Mapping[str, str] = o
         raise UsageError(f"ENGINE={engine}: there are {' and '.join(ENGINES)}")
     if dataset not in DATASETS and dataset != launcher["dataset"]:
         raise UsageError(f"DATASET={dataset}: there are {', '.join(DATASETS)}")
-    if environment.get("SECURE", "") not in ("", "0"):
+    if secure := environment.get("SECURE", "") not in ("", "0"):
         if engine != "deployment":
             raise UsageError("SECURE=1 goes with ENGINE=deployment: a simulation has no connections to secure")
         if not (folder / "security.py").is_file():
-            raise UsageError(
-                "SECURE=1 needs a security.py in this folder, which makes the certificates, and there is none"
-            )
+            raise UsageError("SECURE=1 needs a security.py in this folder: copy the one of advanced_example")
     given = {word.partition("=")[0] for word in pairs} | set(("clients", *KEYS)[: len(counts)])
     given |= {name for name in ("engine", "dataset") if environment.get(name.upper(), "auto") not in ("", "auto")}
     port = environment.get("PORT")
@@ -119,6 +118,7 @@ def parse(arguments: list[str], folder: Path, environment: Mapping[str, str] = o
         port=int(port) if port else None,
         verbose="-v" in options,
         dry_run="--dry-run" in options,
+        secure=secure,
         given=frozenset(given),
     )
 
