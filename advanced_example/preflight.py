@@ -27,8 +27,9 @@ def check(settings: Settings) -> Settings:
         settings = resumed(settings)
     config = settings.config
     check_strategy(config)
-    if config["flaky-client"] >= settings.clients:
-        raise UsageError(f"flaky-client={config['flaky-client']}: the clients are 0 to {settings.clients - 1}")
+    for key in ("flaky-client", "poisoning-client"):
+        if config[key] >= settings.clients:
+            raise UsageError(f"{key}={config[key]}: the clients are 0 to {settings.clients - 1}")
     if "model" in settings.given:
         check_model(config["model"])
     if config["init-from"]:

@@ -4,28 +4,25 @@
     python benchmarks/strategies.py --rounds 3 fedavg krum
 
 Each is a run of advanced_example in the simulation engine with the same seed, so the same first model, partitions and
-samples. DATA_DIR and DATASET say which pictures, as for ./run.sh. What a run printed is shown where it fails.
+samples. DATA_DIR and DATASET say which pictures, as for ./run.sh.
 """
 
 import argparse
-import json
-import os
-import platform
-import subprocess
 import sys
-from pathlib import Path
+from typing import Any
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "advanced_example"
+from common import run_example, set_up, table
+
 # Names, and the settings that say most: advanced_example's defaults, but for a milder momentum. None is tuned.
 STRATEGIES = {
-    "fedavg": (),
-    "fedavgm": ("server-momentum=0.5",),
-    "fedprox": ("proximal-mu=0.01",),
-    "fedadam": ("server-learning-rate=0.01",),
-    "fedmedian": (),
-    "krum": ("malicious-clients=1",),
+    "fedavg": "",
+    "fedavgm": "server-momentum=0.5",
+    "fedprox": "proximal-mu=0.01",
+    "fedadam": "server-learning-rate=0.01",
+    "fedmedian": "",
+    "krum": "malicious-clients=1",
 }
-HEADER = ("strategy", "settings", "after 5", "after 10", "best", "last", "seconds")
+HEADER = ["strategy", "settings", "accuracy after 5", "after 10", "best", "last", "seconds"]
 
 
 def main() -> None:
@@ -39,47 +36,25 @@ def main() -> None:
     names = given.names or list(STRATEGIES)
     if unknown := set(names) - set(STRATEGIES):
         parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(STRATEGIES)}")
+    counts = [given.clients] * 3 + [given.rounds]
+    data = ["partitioner=dirichlet", f"alpha={given.alpha}", f"seed={given.seed}"]
     rows = []
     for name in names:
-        counts = [str(number) for number in (given.clients, given.clients, given.clients, given.rounds)]
-        settings = [f"strategy={name}", *STRATEGIES[name], f"alpha={given.alpha}", f"seed={given.seed}"]
-        history = run([*counts, "partitioner=dirichlet", *settings])
+        history = run_example("advanced_example", *counts, *data, f"strategy={name}", *STRATEGIES[name].split())
         rows.append(row(name, history))
-        print(row(name, history)[0], history["accuracy"], file=sys.stderr, flush=True)
+        print(*rows[-1], file=sys.stderr, flush=True)
     print(
-        f"{given.clients} clients, all sampled, {given.rounds} rounds, Dirichlet {given.alpha}, seed {given.seed}, "
-        f"{history['dataset']} ({history['dataset_source']}), simulation, {os.cpu_count()} cores, "
-        f"{platform.machine()}, " + ", ".join(f"{name} {version}" for name, version in history["versions"].items())
+        f"{given.clients} clients, all of them in each of {given.rounds} rounds; {' '.join(data)}; {set_up(history)}\n"
     )
-    print()
-    for cells in (HEADER, ["---"] * len(HEADER), *rows):
-        print("| " + " | ".join(cells) + " |")
+    print(table(HEADER, rows))
 
 
-def run(arguments: list[str]) -> dict:
-    """Run the example, and return its history."""
-    before = set(EXAMPLE.glob("runs/2*"))
-    environment = {**os.environ, "ENGINE": "simulation", "PYTHON": sys.executable}
-    done = subprocess.run([EXAMPLE / "run.sh", *arguments], env=environment, capture_output=True, text=True)
-    if done.returncode != 0:
-        sys.exit(done.stdout + done.stderr)
-    (folder,) = set(EXAMPLE.glob("runs/2*")) - before
-    return json.loads((folder / "history.json").read_text())
-
-
-def row(name: str, history: dict) -> list[str]:
+def row(name: str, history: dict[str, Any]) -> list[str]:
     """Accuracies of the server's evaluation, and the seconds of the whole run."""
     accuracy = {entry["round"]: entry["server"]["accuracy"] for entry in history["rounds"]}
     after = [f"{accuracy[n]:.3f}" if n in accuracy else "-" for n in (5, 10)]
-    settings = " ".join(STRATEGIES[name]) or "-"
-    return [
-        name,
-        settings,
-        *after,
-        f"{max(accuracy.values()):.3f}",
-        f"{history['accuracy']:.3f}",
-        f"{history['seconds']:.0f}",
-    ]
+    best, last, seconds = max(accuracy.values()), history["accuracy"], history["seconds"]
+    return [name, STRATEGIES[name], *after, f"{best:.3f}", f"{last:.3f}", f"{seconds:.0f}"]
 
 
 if __name__ == "__main__":

@@ -247,6 +247,14 @@ def test_it_evaluates_on_exactly_that_many_batches(client: ModuleType, steps: in
     assert (metrics["loss"], metrics["accuracy"]) == (pytest.approx(loss), accuracy)
 
 
+def test_a_poisoning_client_sends_100_times_its_update(client: ModuleType) -> None:
+    config = {"local-epochs": 1, "learning-rate": 0.01}
+    honest = distance(ask(client, MessageType.TRAIN, **config))
+    assert distance(ask(client, MessageType.TRAIN, {"poisoning-client": 0}, **config)) == honest  # another one
+    poisoned = distance(ask(client, MessageType.TRAIN, {"poisoning-client": 1}, **config))
+    assert poisoned == pytest.approx(100 * honest, rel=1e-4)
+
+
 def test_toy_data_is_ten_examples(client: ModuleType) -> None:
     content = ask(client, MessageType.TRAIN, {"toy": True}, **{"local-epochs": 1, "learning-rate": 0.01})
     assert content["metrics"]["num-examples"] == 10
