@@ -1,4 +1,4 @@
-"""One client in ten sends 100 times its update: which strategies hold? The table and picture of advanced_example/README.md.
+"""One client in ten sends 100 times its update: which strategies hold? Table and picture of advanced_example/README.md.
 
     python benchmarks/poisoning.py                 # IID, 10 clients, 10 rounds, with and without it: about 15 minutes
     python benchmarks/poisoning.py --rounds 2
