@@ -1,5 +1,6 @@
 """The record that a run keeps of itself: history.json, written after each round, and model.pt at the end."""
 
+import math
 import os
 import platform
 import time
@@ -64,6 +65,11 @@ class Record:
             return found
 
         return aggregate
+
+    @property
+    def examples(self) -> float:
+        """How many training examples there are in all, where the launcher knows; else infinitely many."""
+        return self._history.get("examples", math.inf)
 
     @property
     def rounds(self) -> list[dict[str, Any]]:

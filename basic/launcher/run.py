@@ -94,7 +94,11 @@ class Run:
             data = dataset.find(name)
             if data is None:
                 raise Failed(f"{name} is not in {dataset.data_dir()}, though cifar_utils.py has ended well")
-            self.history.update(dataset=data["name"], dataset_source=data["source"])
+            try:
+                examples, _ = (len(dataset.load_split(split, data["name"])[1]) for split in dataset.SPLITS)
+            except (OSError, ValueError) as error:
+                raise Failed(str(error)) from error
+            self.history.update(dataset=data["name"], dataset_source=data["source"], examples=examples)
             self.processes.environment["DATASET"] = data["name"]
             print(f"Data: {results.STAND_IN if data['name'] == 'synthetic' else data['name']}, from {data['source']}")
             if data["reason"]:
