@@ -120,6 +120,12 @@ def test_each_round_has_its_memory(name: str, runs: dict[str, Launch]) -> None:
             assert memory["client's child"] > memory["client"]
 
 
+def test_the_picture_has_a_third_panel_for_the_memory(runs: dict[str, Launch]) -> None:
+    for run in runs.values():
+        head = (run.run_dir / "history.png").read_bytes()[:24]
+        assert int.from_bytes(head[16:20]) == 3 * 540  # pixels from left to right
+
+
 def test_clients_evaluate_only_where_they_are_asked_to(runs: dict[str, Launch]) -> None:
     for name, run in runs.items():
         for entry in run.history["rounds"][1:]:
