@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -57,19 +58,39 @@ def test_children_that_fail_cost_a_round_no_more_than_their_replies(engine: str,
     assert run.nothing_left()
 
 
-def test_the_fork_server_is_killed(folder: Path, data_dir: Path) -> None:
-    """No client could do anything any more: the run says so, rather than fail client by client."""
+@pytest.fixture
+def hanging(folder: Path, data_dir: Path) -> Iterator[Launch]:
+    """A run whose clients' children are all in the middle of their work, and stay there."""
     line = '    return _arrays(net), {"train_loss"'
     edit(folder / "work.py", line, f'    os.system("sleep 600")\n{line}')
     with Launch(folder, 2, 2, 2, 2, data_dir=data_dir) as run:
-        run.wait_until(lambda: run.pids("^sleep 600"))
-        own = Path(f"/proc/{run.process.pid}/task/{run.process.pid}/children").read_text().split()
-        (server,) = {int(pid) for pid in own} & set(run.pids("isolation.py"))  # the other ones are its children
-        os.kill(server, signal.SIGKILL)
-        assert run.wait(30) == 1
-    assert "the fork server ended with status -9" in run.stderr
-    assert run.history["status"] == "failed"
-    assert run.nothing_left()
+        run.wait_until(lambda: len(run.pids("^sleep 600")) == min(2, os.cpu_count() or 1))
+        yield run
+
+
+def test_the_fork_server_is_killed(hanging: Launch) -> None:
+    """No client could do anything any more: the run says so, rather than fail client by client."""
+    launcher = hanging.process.pid
+    own = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    (server,) = {int(pid) for pid in own} & set(hanging.pids("isolation.py"))  # the other ones are its children
+    os.kill(server, signal.SIGKILL)
+    assert hanging.wait(30) == 1
+    assert "the fork server ended with status -9" in hanging.stderr
+    assert hanging.history["status"] == "failed"
+    assert hanging.nothing_left()
+
+
+def test_ctrl_c_ends_the_children(hanging: Launch) -> None:
+    os.killpg(hanging.process.pid, signal.SIGINT)
+    assert hanging.wait(30) == 130
+    assert hanging.nothing_left()
+
+
+@pytest.mark.slow
+def test_the_launcher_is_killed(hanging: Launch) -> None:
+    hanging.process.kill()
+    hanging.process.wait()
+    assert hanging.nothing_left(within=15)
 
 
 # --- With and without isolation --------------------------------------------------------------------------------------
