@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import DATASETS, arguments, dataset, engine, progress, results
-from launcher.processes import SIGNALS, Processes, Stopped
+from launcher.processes import SIGNALS, Processes, Stopped, tail
 
 START_TIMEOUT = 60.0  # seconds for the SuperLink to answer
 POLL = 0.1
@@ -209,8 +209,9 @@ class Run:
     def explain(self, failure: Failed) -> None:
         print(f"error: {failure}", file=sys.stderr)
         if failure.log:
-            print(f"--- the end of {self.processes.log(failure.log)}:", file=sys.stderr)
-            print(self.processes.tail(failure.log), file=sys.stderr)
+            log = self.processes.log(failure.log)
+            print(f"--- the end of {log}:", file=sys.stderr)
+            print(tail(log), file=sys.stderr)
 
 
 class Follower:
