@@ -26,8 +26,8 @@ from launcher.processes import tail  # noqa: E402
 from launcher.results import STAND_IN, History, load_history, write_whole  # noqa: E402
 
 PHASES = ("train", "evaluate")
-# By Okabe and Ito, 2008, without its yellow, which is faint on white; lines and markers tell them apart in grey.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#56B4E9", "#E69F00")
+# By Okabe and Ito, 2008, without those that are faint on white; lines and markers tell them apart in grey.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7")
 LINES, MARKERS = ("-", "--", ":", "-."), "os^Dv"
 WHERE = {
     "start-up": "until the first round begins: the data, the processes, what they import, the first test of the model",
@@ -285,7 +285,7 @@ def curves(runs: list[dict[str, Any]]) -> list[dict[str, str]]:
         figure, axes = plt.subplots(figsize=(5.2, 3.7 + 0.2 * len(runs)), layout="constrained")
         for i, (label, points) in enumerate(series(runs, key)):  # numbered alike in both pictures
             if points:
-                look = {"color": COLOURS[i % 7], "linestyle": LINES[i % 4], "marker": MARKERS[i % 5]}
+                look = {"color": COLOURS[i % 5], "linestyle": LINES[i % 4], "marker": MARKERS[i % 5]}
                 axes.plot(*zip(*points, strict=True), **look, markersize=5, label=label)
         if axes.lines:
             figure.legend(fontsize=9, loc="outside lower center", ncols=3 if len(runs) == 1 else 1)

@@ -151,7 +151,9 @@ def draw(history: History, path: Path) -> None:
     styles = {"train": ("clients, training", "#0072B2", "o:"), "evaluate": ("clients, held out", "#D55E00", "s-")}
     styles["server"] = ("server, test set", "#009E73", "^--")  # colours by Okabe and Ito, 2008
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for axes, key, label in zip(panels, ("loss", "accuracy"), ("cross-entropy per example", "accuracy"), strict=True):
+    for axes, key, label in zip(
+        panels, ("loss", "accuracy"), ("loss: cross-entropy per example", "accuracy"), strict=True
+    ):
         for phase, (name, colour, style) in styles.items():
             points = [(r["round"], r[phase][key]) for r in history["rounds"] if key in r.get(phase, {})]
             if points:
