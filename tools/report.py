@@ -281,7 +281,7 @@ def curves(runs: list[dict[str, Any]]) -> list[dict[str, str]]:
     stand_in = " (stand-in, NOT CIFAR-10)" if any(run["stand_in"] for run in runs) else ""
     names = plain(", ".join(dict.fromkeys(str(run["history"].get("dataset")) for run in runs)))
     pictures = []
-    for key, unit in (("loss", "cross-entropy per example"), ("accuracy", "accuracy")):
+    for key, unit in (("loss", ": cross-entropy per example"), ("accuracy", "")):
         figure, axes = plt.subplots(figsize=(5.2, 3.7 + 0.2 * len(runs)), layout="constrained")
         for i, (label, points) in enumerate(series(runs, key)):  # numbered alike in both pictures
             if points:
@@ -289,7 +289,7 @@ def curves(runs: list[dict[str, Any]]) -> list[dict[str, str]]:
                 axes.plot(*zip(*points, strict=True), **look, markersize=5, label=label)
         if axes.lines:
             figure.legend(fontsize=9, loc="outside lower center", ncols=3 if len(runs) == 1 else 1)
-        axes.set(xlabel="round", ylabel=unit, title=f"{names}{stand_in}")
+        axes.set(xlabel="round", ylabel=f"{key}{unit}", title=f"{names}{stand_in}")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         file = io.BytesIO()
