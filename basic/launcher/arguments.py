@@ -2,6 +2,7 @@
 
 import math
 import os
+import shlex
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -124,6 +125,20 @@ def parse(arguments: list[str], folder: Path, environment: Mapping[str, str] = o
         given=frozenset(given),
         gpu_slots=positive(environment["GPU_SLOTS"], "GPU_SLOTS") if environment.get("GPU_SLOTS") else None,
     )
+
+
+def command(settings: Settings, dataset: str) -> str:
+    """What to type, in the example's folder, for the same run: all that differs from the defaults of today."""
+    defaults = tomllib.loads((settings.folder / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    counts = [settings.clients, *(settings.config[key] for key in KEYS)]
+    pairs = [
+        f"{key}={text(value)}"
+        for key, value in settings.config.items()
+        if key not in KEYS and value != defaults.get(key)
+    ]
+    secure = ["SECURE=1"] if os.environ.get("SECURE", "") not in ("", "0") else []
+    words = [f"ENGINE={settings.engine}", f"DATASET={dataset}", *secure, "./run.sh", *map(str, counts), *pairs]
+    return shlex.join(words)
 
 
 def is_number(word: str) -> bool:

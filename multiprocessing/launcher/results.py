@@ -99,6 +99,7 @@ COLUMNS = (
     ("loss", 8, lambda r: number(r, "server" if "server" in r else "evaluate")),
     ("accuracy", 8, lambda r: number(r, "server" if "server" in r else "evaluate", "accuracy")),
     ("seconds", 7, lambda r: f"{r['seconds']:.1f}"),
+    ("left", 7, lambda r: clock(r["left"])),
 )
 HEADER = "  ".join(name.rjust(width) for name, width, _ in COLUMNS)
 
@@ -108,8 +109,26 @@ def number(entry: dict[str, Any], phase: str, key: str = "loss") -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def row(entry: dict[str, Any]) -> str:
+def row(rounds: list[dict[str, Any]], num_rounds: int) -> str:
+    """The line for the newest of some rounds, with the time that the rest of `num_rounds` will take."""
+    entry = {**rounds[-1], "left": seconds_left(rounds, num_rounds)}
     return "  ".join(cell(entry).rjust(width) for _, width, cell in COLUMNS)
+
+
+def seconds_left(rounds: list[dict[str, Any]], num_rounds: int) -> float | None:
+    """As many seconds for each round to come as the last three took in the mean; None before the first has ended."""
+    taken = [entry["seconds"] for entry in rounds if entry["round"] > 0]
+    recent = (taken[1:] or taken)[-3:]  # the first round waits for what clients import once
+    return sum(recent) / len(recent) * (num_rounds - rounds[-1]["round"]) if recent else None
+
+
+def clock(seconds: float | None) -> str:
+    """Seconds as 1:05, or 2:01:05 from an hour on."""
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def summary(history: History, folder: Path) -> str:
@@ -136,7 +155,7 @@ def draw(history: History, path: Path) -> None:
     styles["server"] = ("server, test set", "#009E73", "^--")  # colours by Okabe and Ito, 2008
     panels = {
         label: [(*style, points(part, key)) for part, style in styles.items()]
-        for label, key in (("cross-entropy per example", "loss"), ("accuracy", "accuracy"))
+        for label, key in (("loss: cross-entropy per example", "loss"), ("accuracy", "accuracy"))
     }
     noted = sorted({name for entry in history["rounds"] for name in entry.get("memory", {})})
     if noted:
