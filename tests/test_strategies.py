@@ -2,6 +2,7 @@
 
 import importlib.util
 import tomllib
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
 from paths import ADVANCED
-from runs import finished
+from runs import copy_example, finished
 from test_replies import reply, request
 
 import cifar_utils
@@ -102,8 +103,10 @@ def test_the_arguments_reach_the_strategies() -> None:
         ((5, "flaky-client=5"), "the clients are 0 to 4"),
     ],
 )
-def test_what_can_not_work_is_refused(arguments: tuple, words: str, data_dir) -> None:
-    run = finished(ADVANCED, *arguments, "--dry-run", data_dir=data_dir)
+def test_what_can_not_work_is_refused(arguments: tuple, words: str, data_dir: Path, tmp_path: Path) -> None:
+    run = finished(
+        copy_example("advanced_example", tmp_path / "advanced_example"), *arguments, "--dry-run", data_dir=data_dir
+    )
     assert run.process.returncode == 2
     assert words in run.stderr
     assert run.stdout == ""
