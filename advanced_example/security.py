@@ -22,20 +22,21 @@ from cryptography.x509.oid import NameOID
 
 LIFETIME = datetime.timedelta(days=30)
 SLACK = datetime.timedelta(hours=1)  # for clocks that don't agree
+LOCAL = ("127.0.0.1", "localhost")  # where the SuperLink's own parts find it, wherever the clients are
 
 
 def make_keys(folder: Path, clients: int, *addresses: str) -> None:
     """Write ca.crt, server.crt and server.key, and a pair client-N and client-N.pub for each client, into `folder`.
 
-    `addresses` are host names and IP addresses under which clients know the server. Raises FileExistsError where the
-    folder exists: keys are made once.
+    `addresses` are host names and IP addresses under which clients on other machines know the server. Raises
+    FileExistsError where the folder exists: keys are made once.
     """
     folder.mkdir(mode=0o700, parents=True)
     authority, server = (ec.generate_private_key(ec.SECP384R1()) for _ in range(2))
     issuer = name("the run's certificate authority")
     certificate = certify(issuer, authority, issuer, authority, [], is_authority=True)
     write(folder / "ca.crt", certificate.public_bytes(serialization.Encoding.PEM), 0o644)
-    certificate = certify(issuer, authority, name("SuperLink"), server, list(addresses), is_authority=False)
+    certificate = certify(issuer, authority, name("SuperLink"), server, [*LOCAL, *addresses], is_authority=False)
     write(folder / "server.crt", certificate.public_bytes(serialization.Encoding.PEM), 0o644)
     write(folder / "server.key", private(server, serialization.PrivateFormat.PKCS8))
     for number in range(clients):
