@@ -91,6 +91,12 @@ def newest(history: History, *path: str) -> Any:
     return None
 
 
+def final(history: History, key: str) -> Any:
+    """The newest loss or accuracy: the server's where it evaluates, else the clients'; None where there is none."""
+    by_server = newest(history, "server", key)
+    return newest(history, "evaluate", key) if by_server is None else by_server
+
+
 COLUMNS = (
     ("round", 5, lambda r: f"{r['round']}"),
     ("trained", 7, lambda r: f"{r['train']['clients']}" if "train" in r else "-"),
@@ -115,10 +121,11 @@ def row(entry: dict[str, Any]) -> str:
 def summary(history: History, folder: Path) -> str:
     trained = sum(entry["round"] > 0 for entry in history["rounds"])
     dataset = STAND_IN if history["dataset"] == "synthetic" else history["dataset"]
-    accuracy = history.get("accuracy")
+    key = "loss" if final(history, "accuracy") is None else "accuracy"  # not every task has one
+    value = final(history, key)
     return (
         f"{history['example']}: {trained} rounds, {history['clients']} clients, dataset {dataset}, "
-        f"accuracy {'unknown' if accuracy is None else f'{accuracy:.3f}'}, {history['seconds']:.1f} s -> {folder}"
+        f"{key} {'unknown' if value is None else f'{value:.3f}'}, {history['seconds']:.1f} s -> {folder}"
     )
 
 
@@ -132,7 +139,7 @@ def draw(history: History, path: Path) -> None:
     styles = {"train": ("clients, training", "#0072B2", "o:"), "evaluate": ("clients, held out", "#D55E00", "s-")}
     styles["server"] = ("server, test set", "#009E73", "^--")  # colours by Okabe and Ito, 2008
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for axes, key, label in zip(panels, ("loss", "accuracy"), ("cross-entropy per example", "accuracy"), strict=True):
+    for axes, key, label in zip(panels, ("loss", "accuracy"), ("loss per example", "accuracy"), strict=True):
         for phase, (name, colour, style) in styles.items():
             points = [(r["round"], r[phase][key]) for r in history["rounds"] if key in r.get(phase, {})]
             if points:
