@@ -9,9 +9,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import numpy as np
+if TYPE_CHECKING:  # before there are packages, a dry run comes here
+    import numpy as np
 
 History = dict[str, Any]
 STAND_IN = "synthetic (a stand-in of drawn shapes, NOT CIFAR-10)"
@@ -32,7 +33,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         raise
 
 
-def write_model(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def write_model(path: Path, arrays: "dict[str, np.ndarray]") -> None:
     """Write arrays as a plain PyTorch state dict; only here is PyTorch imported, and a child process may do it."""
     import torch
 
