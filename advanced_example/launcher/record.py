@@ -1,5 +1,6 @@
 """The record that a run keeps of itself: history.json, written after each round, and model.pt at the end."""
 
+import contextlib
 import math
 import os
 import platform
@@ -40,8 +41,11 @@ class Record:
 
         def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
             entry = self.round(server_round)
+            self.progress(server_round, "server", 0, 1)
+            began = time.monotonic()
             metrics = evaluate_fn(server_round, arrays)
             entry["server"] = dict(metrics or {})
+            entry["phase_seconds"]["server"] = round(time.monotonic() - began, 2)
             self.end_round(last=True)
             return metrics
 
@@ -92,11 +96,18 @@ class Record:
     def begin(self) -> None:
         """The clients are there: the first round begins now."""
         self._since = time.monotonic()
+        if started := self._history.get("started"):  # the launcher's time
+            self.note(startup_seconds=round(time.time() - started, 2))
+
+    def progress(self, server_round: int, phase: str, done: int, of: int) -> None:
+        """Say how far the round under way is: the launcher shows the newest line."""
+        with contextlib.suppress(OSError), (self.folder / "logs" / "progress.log").open("a") as log:
+            print(server_round, phase, done, of, file=log)
 
     def round(self, number: int) -> dict[str, Any]:
         """The entry of a round; it is begun where it is not the newest."""
         if not self.rounds or self.rounds[-1]["round"] != number:
-            self.rounds.append({"round": number, "seconds": 0.0, "bytes": 0})
+            self.rounds.append({"round": number, "seconds": 0.0, "phase_seconds": {}, "bytes": 0})
         return self.rounds[-1]
 
     def end_round(self, last: bool = False) -> None:

@@ -10,9 +10,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-from launcher import DATASETS, arguments, dataset, engine, results
-from launcher.processes import SIGNALS, Processes, Stopped
+from launcher import DATASETS, arguments, dataset, engine, progress, results
+from launcher.processes import SIGNALS, Processes, Stopped, tail
 
 START_TIMEOUT = 60.0  # seconds for the SuperLink to answer
 POLL = 0.1
@@ -41,6 +42,7 @@ class Run:
             "engine": settings.engine,
             "dataset": settings.dataset,
             "status": "running",
+            "started": round(time.time(), 2),
             "clients": settings.clients,
             "min_clients": settings.min_clients,
             "sampled": settings.sampled,
@@ -51,7 +53,9 @@ class Run:
             self.history["secure"] = True
         if settings.run_dir:  # it goes on: with the rounds that are there, and without the end that it came to
             self.history = {**results.load_history(run_dir), "status": "running", "config": settings.config}
-            self.history.pop("reason", None)
+            self.history["started"] = round(time.time(), 2)
+            for key in ("reason", "log"):
+                self.history.pop(key, None)
         self.printed = 0  # rounds
 
     def go(self) -> int:
@@ -62,9 +66,12 @@ class Run:
         try:
             self.prepare_data()
             self.start()
-            self.watch()
+            with progress.bar(self.settings.config["num-server-rounds"], self.processes.log("progress")) as show_bar:
+                self.watch(show_bar)
         except Failed as error:
             code, failure, outcome = 1, error, {"status": "failed", "reason": str(error)}
+            if error.log:
+                outcome["log"] = error.log
         except OSError as error:
             code, failure, outcome = 1, Failed(str(error)), {"status": "failed", "reason": str(error)}
         except Stopped as signalled:
@@ -79,6 +86,7 @@ class Run:
         self.finish(outcome, time.monotonic() - started)
         if failure:
             self.explain(failure)
+        self.report()
         return code
 
     # --- The steps ---------------------------------------------------------------------------------------------------
@@ -103,6 +111,7 @@ class Run:
             print(f"Data: {results.STAND_IN if data['name'] == 'synthetic' else data['name']}, from {data['source']}")
             if data["reason"]:
                 print(f"WARNING: this is not CIFAR-10. {data['reason']}")
+        self.history["command"] = arguments.command(self.settings, self.history["dataset"])
         results.save_history(self.run_dir, self.history)
 
     def start(self) -> None:
@@ -138,7 +147,7 @@ class Run:
             self.command(name, command)
         self.command("run", engine.run(self.settings, self.run_dir))
 
-    def watch(self) -> None:
+    def watch(self, show_bar: progress.Show) -> None:
         """Follow the run until it ends; end it where it can't go on."""
         running = self.processes.running
         clients = {name: process for name, process in running.items() if name.startswith("client-")}
@@ -146,11 +155,12 @@ class Run:
         follow = Follower(self.processes.log("run")) if self.settings.verbose else None
         while running["run"].poll() is None:
             time.sleep(POLL)
-            self.show_rounds()
+            show_bar(self.show_rounds())
             if follow:
                 follow.show()
-            if running["superlink"].poll() is not None:
-                raise Failed(f"the SuperLink ended with status {running['superlink'].returncode}", "superlink")
+            for name, said in (("superlink", "SuperLink"), ("fork-server", "fork server")):
+                if name in running and running[name].poll() is not None:
+                    raise Failed(f"the {said} ended with status {running[name].returncode}", name)
             for name, process in clients.items():
                 if process.poll() is not None and name not in lost:
                     lost.append(name)
@@ -182,14 +192,15 @@ class Run:
         print(f"+ {shlex.join(command)}", flush=True)
         return self.processes.start(name, command, quiet)
 
-    def show_rounds(self) -> None:
-        """Print a line for each round that has come into the history."""
+    def show_rounds(self) -> list[dict[str, Any]]:
+        """Print a line for each round that has come into the history; return all rounds."""
         rounds = results.load_history(self.run_dir)["rounds"]
         if rounds and not self.printed:
             print(results.HEADER)
-        for entry in rounds[self.printed :]:
-            print(results.row(entry), flush=True)
+        for number in range(self.printed + 1, len(rounds) + 1):
+            print(results.row(rounds[:number], self.settings.config["num-server-rounds"]), flush=True)
         self.printed = len(rounds)
+        return rounds
 
     def finish(self, outcome: dict[str, str], seconds: float) -> None:
         """Write the outcome down, print the summary line under the rounds, and draw the picture."""
@@ -202,11 +213,20 @@ class Run:
         if self.history["rounds"]:  # last: matplotlib takes most of a second to import
             results.draw(self.history, self.run_dir / "history.png")
 
+    def report(self) -> None:
+        """Hand the run's folder to the script AFTER_RUN, which the collection sets; how that ends changes nothing."""
+        if script := os.environ.get("AFTER_RUN"):
+            with contextlib.suppress(OSError):  # after a SIGHUP there may be no terminal to print to
+                done = subprocess.run([sys.executable, script, str(self.run_dir)], stdin=subprocess.DEVNULL)
+                if done.returncode != 0:
+                    print(f"WARNING: {script} ended with status {done.returncode}", file=sys.stderr)
+
     def explain(self, failure: Failed) -> None:
         print(f"error: {failure}", file=sys.stderr)
         if failure.log:
-            print(f"--- the end of {self.processes.log(failure.log)}:", file=sys.stderr)
-            print(self.processes.tail(failure.log), file=sys.stderr)
+            log = self.processes.log(failure.log)
+            print(f"--- the end of {log}:", file=sys.stderr)
+            print(tail(log), file=sys.stderr)
 
 
 class Follower:

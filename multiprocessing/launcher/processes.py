@@ -57,17 +57,18 @@ class Processes:
     def log(self, name: str) -> Path:
         return self.run_dir / "logs" / f"{name}.log"
 
-    def tail(self, name: str, lines: int = 25) -> str:
-        """The end of a log; from its last traceback on where there is one."""
-        written = self.log(name).read_text(errors="replace").rstrip().splitlines() if self.log(name).exists() else []
-        tracebacks = [i for i, line in enumerate(written) if "Traceback (most recent call last)" in line]
-        return "\n".join(written[max(0, *tracebacks[-1:], len(written) - lines) :])
-
     def stop(self) -> None:
         """Let the guard end everything, and wait until it has."""
         self._guard.communicate()
         for process in self.running.values():
             process.wait()
+
+
+def tail(log: Path, lines: int = 25) -> str:
+    """The end of a log; from its last traceback on where there is one."""
+    written = log.read_text(errors="replace").rstrip().splitlines() if log.exists() else []
+    tracebacks = [i for i, line in enumerate(written) if "Traceback (most recent call last)" in line]
+    return "\n".join(written[max(0, *tracebacks[-1:], len(written) - lines) :])
 
 
 def marked(run_dir: Path) -> list[int]:

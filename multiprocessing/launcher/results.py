@@ -106,6 +106,7 @@ COLUMNS = (
     ("loss", 8, lambda r: number(r, "server" if "server" in r else "evaluate")),
     ("accuracy", 8, lambda r: number(r, "server" if "server" in r else "evaluate", "accuracy")),
     ("seconds", 7, lambda r: f"{r['seconds']:.1f}"),
+    ("left", 7, lambda r: clock(r["left"])),
 )
 HEADER = "  ".join(name.rjust(width) for name, width, _ in COLUMNS)
 
@@ -115,8 +116,26 @@ def number(entry: dict[str, Any], phase: str, key: str = "loss") -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def row(entry: dict[str, Any]) -> str:
+def row(rounds: list[dict[str, Any]], num_rounds: int) -> str:
+    """The line for the newest of some rounds, with the time that the rest of `num_rounds` will take."""
+    entry = {**rounds[-1], "left": seconds_left(rounds, num_rounds)}
     return "  ".join(cell(entry).rjust(width) for _, width, cell in COLUMNS)
+
+
+def seconds_left(rounds: list[dict[str, Any]], num_rounds: int) -> float | None:
+    """As many seconds for each round to come as the last three took in the mean; None before the first has ended."""
+    taken = [entry["seconds"] for entry in rounds if entry["round"] > 0]
+    recent = (taken[1:] or taken)[-3:]  # the first round waits for what clients import once
+    return sum(recent) / len(recent) * (num_rounds - rounds[-1]["round"]) if recent else None
+
+
+def clock(seconds: float | None) -> str:
+    """Seconds as 1:05, or 2:01:05 from an hour on."""
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def summary(history: History, folder: Path) -> str:
@@ -131,25 +150,39 @@ def summary(history: History, folder: Path) -> str:
 
 
 def draw(history: History, path: Path) -> None:
-    """Draw loss and accuracy by round; line styles and markers tell the curves apart without colour too."""
+    """Draw loss and accuracy by round, and memory where it was noted; line styles tell curves apart without colour."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    def points(part: str, key: str) -> list[tuple[int, float]]:
+        return [(entry["round"], entry[part][key]) for entry in history["rounds"] if key in entry.get(part, {})]
+
     styles = {"train": ("clients, training", "#0072B2", "o:"), "evaluate": ("clients, held out", "#D55E00", "s-")}
     styles["server"] = ("server, test set", "#009E73", "^--")  # colours by Okabe and Ito, 2008
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for axes, key, label in zip(panels, ("loss", "accuracy"), ("loss per example", "accuracy"), strict=True):
-        for phase, (name, colour, style) in styles.items():
-            points = [(r["round"], r[phase][key]) for r in history["rounds"] if key in r.get(phase, {})]
-            if points:
-                axes.plot(*zip(*points, strict=True), style, color=colour, label=name)
+    panels = {
+        label: [(*style, points(part, key)) for part, style in styles.items()]
+        for label, key in (("loss per example", "loss"), ("accuracy", "accuracy"))
+    }
+    noted = sorted({name for entry in history["rounds"] for name in entry.get("memory", {})})
+    if noted:
+        marks = (("#0072B2", "o-"), ("#56B4E9", "s:"), ("#D55E00", "^-"), ("#E69F00", "d:"), ("#000000", "v--"))
+        panels["memory of the largest, MiB"] = [
+            (name, *mark, points("memory", name)) for name, mark in zip(noted, marks, strict=False)
+        ]
+    figure, all_axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.6), layout="constrained")
+    for axes, (label, curves) in zip(all_axes, panels.items(), strict=True):
+        for name, colour, style, curve in curves:
+            if curve:
+                axes.plot(*zip(*curve, strict=True), style, color=colour, label=name)
         axes.set(xlabel="round", ylabel=label)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
+    if noted:
+        axes.set_ylim(bottom=0)
     dataset = "stand-in of drawn shapes, not CIFAR-10" if history["dataset"] == "synthetic" else history["dataset"]
     figure.suptitle(f"{history['example']}: {history['clients']} clients, {history['sampled']} a round, {dataset}")
     write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120))
