@@ -32,7 +32,7 @@ def main() -> None:
     if unknown := set(given.names) - set(WORK):
         parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(WORK)}")
     rows = []
-    for example, engine, clients, sampled, rounds in sum((WORK[name] for name in given.names or WORK), []):
+    for example, engine, clients, sampled, rounds in [w for name in given.names or WORK for w in WORK[name]]:
         found = []
         for _ in range(given.repeats):
             loop = federate(example, clients, sampled, rounds)
