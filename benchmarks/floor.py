@@ -144,7 +144,7 @@ def evaluate(arrays: Arrays, client: int, clients: int, config: dict[str, Any]) 
     import cifar_utils
 
     _, held_out = load(client, clients, config)
-    return cifar_utils.test(network(arrays), held_out)[1], held_out.num_examples
+    return cifar_utils.test(network(arrays), held_out)["accuracy"], held_out.num_examples
 
 
 def test_split(arrays: Arrays) -> tuple[float, int]:
@@ -155,7 +155,7 @@ def test_split(arrays: Arrays) -> tuple[float, int]:
     images, labels = cifar_utils.load_split("test")
     batches = cifar_utils.Batches(np.array(images), labels, 512, torch.device("cpu"))
     torch.set_num_threads(os.cpu_count() or 1)  # nobody trains meanwhile
-    accuracy = cifar_utils.test(network(arrays), batches)[1]
+    accuracy = cifar_utils.test(network(arrays), batches)["accuracy"]
     torch.set_num_threads(1)
     return accuracy, batches.num_examples
 

@@ -209,3 +209,14 @@ def test_a_host_never_comes_back(network: Network) -> None:
     trained = [entry["train"] for entry in history["rounds"][1:]]
     assert (trained[0]["clients"], [failure["partition-id"] for failure in trained[0]["failures"]]) == (1, [1])
     assert (trained[-1]["clients"], trained[-1]["failures"]) == (2, [])
+
+
+@pytest.mark.slow
+def test_who_reaches_the_port_has_control(network: Network) -> None:
+    """Not what one would wish, but so it is, and the README says so: a client's host may register a key, for one."""
+    server, client = network.folders["server"], network.folders["0"]
+    config = (server / "flwr-home/config.toml").read_text().replace(str(server), str(client))
+    (client / "flwr-home/config.toml").write_text(config)
+    network.done("0", "python3 security.py other 1 127.0.0.1")
+    network.done("0", "flwr supernode register other/client-0.pub")
+    assert "runs" in json.loads(network.done("0", "flwr ls --format json"))

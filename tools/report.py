@@ -281,7 +281,7 @@ def curves(runs: list[dict[str, Any]]) -> list[dict[str, str]]:
     stand_in = " (stand-in, NOT CIFAR-10)" if any(run["stand_in"] for run in runs) else ""
     names = plain(", ".join(dict.fromkeys(str(run["history"].get("dataset")) for run in runs)))
     pictures = []
-    for key, unit in (("loss", ": cross-entropy per example"), ("accuracy", "")):
+    for key, unit in (("loss", " per example"), ("accuracy", "")):
         figure, axes = plt.subplots(figsize=(5.2, 3.7 + 0.2 * len(runs)), layout="constrained")
         for i, (label, points) in enumerate(series(runs, key)):  # numbered alike in both pictures
             if points:

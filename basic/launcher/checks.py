@@ -131,19 +131,17 @@ def machine_memory(*kinds: str) -> float:
     return sum(int(words[1]) / 1024 for words in lines if words[0].rstrip(":") in kinds)
 
 
-def disk(settings: Settings) -> Iterator[str | None]:
+def disk(settings: Settings) -> Iterator[str]:
     """That there is room for what the run writes: itself, temporary files, and the data where that is not ready."""
-    other = "{}=... takes another folder"
     places = [
         (settings.folder / "runs", RUN_DISK, "the run; make room there"),
-        (Path(tempfile.gettempdir()), RUN_DISK, f"temporary files; {other.format('TMPDIR')}"),
+        (Path(tempfile.gettempdir()), RUN_DISK, "temporary files; TMPDIR=... takes another folder"),
     ]
     name = {"auto": "cifar10"}.get(settings.dataset, settings.dataset)
     if name in DATA_DISK and not dataset.find(settings.dataset):
-        places.append((data_dir(), DATA_DISK[name], f"the data set {name}; {other.format('DATA_DIR')}"))
+        places.append((data_dir(), DATA_DISK[name], f"the data set {name}; DATA_DIR=... takes another folder"))
     for folder, needed, what in places:
         there = next(path for path in (folder, *folder.parents) if path.exists())
         free = shutil.disk_usage(there).free / MIB
-        yield (
-            f"{free:.0f} MiB of disk are free in {there}, and {needed} are needed for {what}" if free < needed else None
-        )
+        if free < needed:
+            yield f"{free:.0f} MiB of disk are free in {there}, and {needed} are needed for {what}"

@@ -9,9 +9,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import numpy as np
+if TYPE_CHECKING:  # before there are packages, a dry run comes here
+    import numpy as np
 
 History = dict[str, Any]
 STAND_IN = "synthetic (a stand-in of drawn shapes, NOT CIFAR-10)"
@@ -32,7 +33,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         raise
 
 
-def write_model(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def write_model(path: Path, arrays: "dict[str, np.ndarray]") -> None:
     """Write arrays as a plain PyTorch state dict."""
     import torch
 
@@ -99,6 +100,12 @@ def newest(history: History, *path: str) -> Any:
     return None
 
 
+def final(history: History, key: str) -> Any:
+    """The newest loss or accuracy: the server's where it evaluates, else the clients'; None where there is none."""
+    by_server = newest(history, "server", key)
+    return newest(history, "evaluate", key) if by_server is None else by_server
+
+
 COLUMNS = (
     ("round", 5, lambda r: f"{r['round']}"),
     ("trained", 7, lambda r: f"{r['train']['clients']}" if "train" in r else "-"),
@@ -142,10 +149,11 @@ def clock(seconds: float | None) -> str:
 def summary(history: History, folder: Path) -> str:
     trained = sum(entry["round"] > 0 for entry in history["rounds"])
     dataset = STAND_IN if history["dataset"] == "synthetic" else history["dataset"]
-    accuracy = history.get("accuracy")
+    key = "loss" if final(history, "accuracy") is None else "accuracy"  # not every task has one
+    value = final(history, key)
     return (
         f"{history['example']}: {trained} rounds, {history['clients']} clients, dataset {dataset}, "
-        f"accuracy {'unknown' if accuracy is None else f'{accuracy:.3f}'}, {history['seconds']:.1f} s -> {folder}"
+        f"{key} {'unknown' if value is None else f'{value:.3f}'}, {history['seconds']:.1f} s -> {folder}"
     )
 
 
@@ -163,7 +171,7 @@ def draw(history: History, path: Path) -> None:
     styles["server"] = ("server, test set", "#009E73", "^--")  # colours by Okabe and Ito, 2008
     panels = {
         label: [(*style, points(part, key)) for part, style in styles.items()]
-        for label, key in (("loss: cross-entropy per example", "loss"), ("accuracy", "accuracy"))
+        for label, key in (("loss per example", "loss"), ("accuracy", "accuracy"))
     }
     noted = sorted({name for entry in history["rounds"] for name in entry.get("memory", {})})
     if noted:
