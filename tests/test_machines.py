@@ -201,7 +201,7 @@ def test_a_link_is_cut_in_a_round_and_comes_back(network: Network) -> None:
 def test_a_host_never_comes_back(network: Network) -> None:
     """Its round goes on without it when its time is up, and later rounds do with those that are left."""
     in_training(network)
-    run = network.run(min_clients=2, sampled_clients=2, num_server_rounds=4, round_timeout=60, seed=SEED)
+    run = network.run(min_clients=2, sampled_clients=2, num_server_rounds=4, round_timeout=90, seed=SEED)
     until((network.folders["1"] / "reached").exists)
     with network.cut(1):
         assert run.wait(PATIENCE) == 0, network.log("server", "run")
