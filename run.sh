@@ -14,4 +14,5 @@ if [[ "$example" == */* || ! -f "$here/$example/server.py" ]]; then
     echo "error: there is no example '$example'; there are:$examples" >&2
     exit 2
 fi
+export AFTER_RUN="$here/tools/report.py" # makes a page on the run, and names it
 exec "$here/$example/run.sh" "$@"

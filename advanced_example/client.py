@@ -14,13 +14,14 @@ from flaky import flaky
 from launcher.name_tag import tagged_client_app
 from models import make_model
 from partitions import partitioner
+from poisoning import poisoning
 
 TOY_EXAMPLES = 10
 
 app = tagged_client_app()  # Flower's ClientApp; each reply says which client it is from
 
 
-@app.train(mods=[flaky])  # NEW vs basic: lets one client fail on purpose
+@app.train(mods=[flaky, poisoning])  # NEW vs basic: lets one client fail, or do harm, on purpose
 def train(message: Message, context: Context) -> Message:
     """Train the global model on this client's examples; reply with the new weights and how many examples they saw."""
     started = time.monotonic()
@@ -35,8 +36,8 @@ def train(message: Message, context: Context) -> Message:
         penalty=proximal_term(net, config.get("proximal-mu", 0.0)),  # NEW vs basic: sent by FedProx alone
     )
     # NEW vs basic: how well this client's own model does on its own held-out examples, before it is averaged away
-    own_loss, own_accuracy = cifar_utils.test(net, held_out)
-    metrics = {"train_loss": train_loss, "own_loss": own_loss, "own_accuracy": own_accuracy}
+    own = {f"own_{name}": value for name, value in cifar_utils.test(net, held_out).items()}
+    metrics = {"train_loss": train_loss, **own}
     reply = RecordDict(
         {
             "arrays": ArrayRecord(net.state_dict()),
@@ -58,8 +59,7 @@ def evaluate(message: Message, context: Context) -> Message:
     # NEW vs basic: as many batches as the server asks for, and num-examples says how many examples that were
     shorten(batches, message.content["config"]["evaluate-steps"] * context.run_config["batch-size"])
     batches.batch_size = context.run_config["batch-size"]
-    loss, accuracy = cifar_utils.test(net, batches)
-    metrics = MetricRecord({"loss": loss, "accuracy": accuracy, "num-examples": batches.num_examples})
+    metrics = MetricRecord({**cifar_utils.test(net, batches), "num-examples": batches.num_examples})
     metrics["seconds"] = time.monotonic() - started
     return Message(content=RecordDict({"metrics": metrics}), reply_to=message)
 

@@ -1,11 +1,12 @@
 """What may be asked of a run: the many cases, straight to the parser. (test_commands.py goes through ./run.sh.)"""
 
+import shlex
 import tomllib
 
 import pytest
 from paths import BASIC
 
-from launcher.arguments import Settings, UsageError, parse
+from launcher.arguments import Settings, UsageError, command, parse
 from launcher.engine import toml
 
 DEFAULTS = tomllib.loads((BASIC / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
@@ -27,6 +28,17 @@ def refused(*words, **environment):
 
 def counts(settings):
     return settings.clients, settings.min_clients, settings.sampled, settings.config["num-server-rounds"]
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["5", "4", "2", "7"], ["3", "learning-rate=0.5", "seed=1", "num-server-rounds=2"]]
+)
+def test_the_command_to_type_for_the_same_run(words):
+    settings = parsed(*words, ENGINE="simulation")
+    typed = shlex.split(command(settings, "cifar10"))
+    assert typed[:3] == ["ENGINE=simulation", "DATASET=cifar10", "./run.sh"]
+    repeated = parsed(*typed[3:], ENGINE="simulation")
+    assert (repeated.clients, repeated.config) == (settings.clients, settings.config)
 
 
 # --- Numbers ---------------------------------------------------------------------------------------------------------

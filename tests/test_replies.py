@@ -1,14 +1,15 @@
 """What is refused of a client's reply, and what is read from it; with Flower's own messages."""
 
 import io
+import time
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Error, Message, MessageType, Metadata, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MessageType, Metadata, MetricRecord, RecordDict
 from paths import BASIC  # noqa: F401  (makes the modules of basic importable)
 
-from launcher.replies import fault, mean_metrics, model_sha256, odd_ones_out, payload
+from launcher.replies import busy, client_rows, fault, mean_metrics, model_sha256, odd_ones_out, payload
 
 NAN, INF = float("nan"), float("inf")
 
@@ -247,6 +248,40 @@ def test_a_type_that_there_is_not_costs_nobody_a_round(dtype):
     strange = trained(arrays=arrays(bias=Array(dtype, (3,), "numpy.ndarray", b"nonsense")))
     assert told(strange).startswith("unreadable reply: ")
     assert isinstance(payload(strange), int)
+
+
+# --- What a client says of its work ----------------------------------------------------------------------------------
+
+
+def worked(**said):
+    return trained(client=ConfigRecord({"partition-id": 1, **said}))
+
+
+def test_busy_counts_each_second_once_and_none_outside_of_the_phase():
+    start = time.time() - 100
+    replies = [
+        worked(began=start - 10, seconds=15.0),  # 5 seconds of it are within
+        worked(began=start + 20, seconds=10.0),
+        worked(began=start + 25, seconds=15.0),  # 5 seconds of it at the same time
+        worked(began=start + 22, seconds=1.0),
+        Message(Error(1, "no"), reply_to=request()),
+    ]
+    assert busy(replies, since=start) == pytest.approx(25)
+    assert busy([worked(began=start, seconds=1e9)], since=start) == pytest.approx(100, abs=1)
+    assert busy([], since=start) == 0
+
+
+@pytest.mark.parametrize(
+    "said", [{}, {"seconds": 5.0}, {"began": "now", "seconds": 5.0}, {"began": 0.0, "seconds": NAN}]
+)
+def test_what_a_client_says_of_its_time_may_be_anything(said):
+    assert busy([worked(**said)], since=0) == 0
+
+
+def test_a_row_for_each_client():
+    said = client_rows([worked(seconds=1.234, memory=300.0), worked(seconds="long", memory=[1.0])])
+    expected = {"partition-id": 1, "train_loss": 1.5, "num-examples": 100}
+    assert said == [{**expected, "seconds": 1.23, "memory": 300.0}, expected]
 
 
 # --- The hash of a model ---------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shlex
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ class Settings:
     port: int | None
     verbose: bool
     dry_run: bool
+    secure: bool = False  # TLS, and clients that are known by their keys
     given: frozenset[str] = frozenset()  # keys of the run config, and "clients", "engine", "dataset", that the user set
     gpu_slots: int | None = None  # how many clients of a simulation may share the GPU at once
     run_dir: Path | None = None  # of a run that goes on; else a new one
@@ -99,13 +101,11 @@ def parse(arguments: list[str], folder: Path, environment: Mapping[str, str] = o
         raise UsageError(f"ENGINE={engine}: there are {' and '.join(ENGINES)}")
     if dataset not in DATASETS and dataset != launcher["dataset"]:
         raise UsageError(f"DATASET={dataset}: there are {', '.join(DATASETS)}")
-    if environment.get("SECURE", "") not in ("", "0"):
+    if secure := environment.get("SECURE", "") not in ("", "0"):
         if engine != "deployment":
             raise UsageError("SECURE=1 goes with ENGINE=deployment: a simulation has no connections to secure")
         if not (folder / "security.py").is_file():
-            raise UsageError(
-                "SECURE=1 needs a security.py in this folder, which makes the certificates, and there is none"
-            )
+            raise UsageError("SECURE=1 needs a security.py in this folder: copy the one of advanced_example")
     given = {word.partition("=")[0] for word in pairs} | set(("clients", *KEYS)[: len(counts)])
     given |= {name for name in ("engine", "dataset") if environment.get(name.upper(), "auto") not in ("", "auto")}
     port = environment.get("PORT")
@@ -121,9 +121,24 @@ def parse(arguments: list[str], folder: Path, environment: Mapping[str, str] = o
         port=int(port) if port else None,
         verbose="-v" in options,
         dry_run="--dry-run" in options,
+        secure=secure,
         given=frozenset(given),
         gpu_slots=positive(environment["GPU_SLOTS"], "GPU_SLOTS") if environment.get("GPU_SLOTS") else None,
     )
+
+
+def command(settings: Settings, dataset: str) -> str:
+    """What to type, in the example's folder, for the same run: all that differs from the defaults of today."""
+    defaults = tomllib.loads((settings.folder / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    counts = [settings.clients, *(settings.config[key] for key in KEYS)]
+    pairs = [
+        f"{key}={text(value)}"
+        for key, value in settings.config.items()
+        if key not in KEYS and value != defaults.get(key)
+    ]
+    secure = ["SECURE=1"] if os.environ.get("SECURE", "") not in ("", "0") else []
+    words = [f"ENGINE={settings.engine}", f"DATASET={dataset}", *secure, "./run.sh", *map(str, counts), *pairs]
+    return shlex.join(words)
 
 
 def is_number(word: str) -> bool:
@@ -183,8 +198,8 @@ def convert(key: str, word: str, default: Any) -> Any:
             raise ValueError
         return value
     except (KeyError, ValueError):
-        names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-        wanted = f"{names[kind]}, such as {text(default)}"
+        names = {bool: "true or false", int: "a whole number", float: "a number", str: "text in UTF-8"}
+        wanted = names[kind] + (f", such as {text(default)}" if default != "" else "")
         raise UsageError(f"{key} must be {wanted}, not {shorten(word)!r}") from None
 
 

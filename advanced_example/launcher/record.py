@@ -1,5 +1,7 @@
 """The record that a run keeps of itself: history.json, written after each round, and model.pt at the end."""
 
+import contextlib
+import math
 import os
 import platform
 import time
@@ -12,7 +14,7 @@ import numpy as np
 from flwr.app import ArrayRecord, Context, MessageType, MetricRecord, RecordDict
 
 from launcher.replies import model_sha256
-from launcher.results import load_history, make_run_folder, newest, save_history, write_model
+from launcher.results import final, load_history, make_run_folder, save_history, write_model
 
 
 class Record:
@@ -39,8 +41,11 @@ class Record:
 
         def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
             entry = self.round(server_round)
+            self.progress(server_round, "server", 0, 1)
+            began = time.monotonic()
             metrics = evaluate_fn(server_round, arrays)
             entry["server"] = dict(metrics or {})
+            entry["phase_seconds"]["server"] = round(time.monotonic() - began, 2)
             self.end_round(last=True)
             return metrics
 
@@ -66,6 +71,11 @@ class Record:
         return aggregate
 
     @property
+    def examples(self) -> float:
+        """How many training examples there are in all, where the launcher knows; else infinitely many."""
+        return self._history.get("examples", math.inf)
+
+    @property
     def rounds(self) -> list[dict[str, Any]]:
         """The rounds of the history so far."""
         return self._history["rounds"]
@@ -78,19 +88,26 @@ class Record:
         """Write the trained model to model.pt, by `write_model` or `write`; its hash and accuracy to the history."""
         state = {name: array.numpy() for name, array in arrays.items()}
         (write or write_model)(self.folder / "model.pt", state)
-        by_server = newest(self._history, "server", "accuracy")
-        accuracy = newest(self._history, "evaluate", "accuracy") if by_server is None else by_server
-        self._history.update(accuracy=accuracy, model_sha256=model_sha256(state))
+        if (accuracy := final(self._history, "accuracy")) is not None:  # not every task has one
+            self._history.update(accuracy=accuracy)
+        self._history.update(model_sha256=model_sha256(state))
         save_history(self.folder, self._history)
 
     def begin(self) -> None:
         """The clients are there: the first round begins now."""
         self._since = time.monotonic()
+        if started := self._history.get("started"):  # the launcher's time
+            self.note(startup_seconds=round(time.time() - started, 2))
+
+    def progress(self, server_round: int, phase: str, done: int, of: int) -> None:
+        """Say how far the round under way is: the launcher shows the newest line."""
+        with contextlib.suppress(OSError), (self.folder / "logs" / "progress.log").open("a") as log:
+            print(server_round, phase, done, of, file=log)
 
     def round(self, number: int) -> dict[str, Any]:
         """The entry of a round; it is begun where it is not the newest."""
         if not self.rounds or self.rounds[-1]["round"] != number:
-            self.rounds.append({"round": number, "seconds": 0.0, "bytes": 0})
+            self.rounds.append({"round": number, "seconds": 0.0, "phase_seconds": {}, "bytes": 0})
         return self.rounds[-1]
 
     def end_round(self, last: bool = False) -> None:

@@ -6,7 +6,7 @@ Strategies stay the library's: they reach the clients through a `Grid`, so one w
 import random
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from logging import WARNING
 from typing import Any
 
@@ -15,10 +15,11 @@ from flwr.common import log
 from flwr.serverapp import Grid
 
 from launcher.record import Record
-from launcher.replies import client_rows, fault, mean_metrics, memory, odd_ones_out, payload
+from launcher.replies import busy, client_rows, fault, mean_metrics, memory, odd_ones_out, payload
 
 CONNECT_TIMEOUT = 60.0  # seconds to wait for clients that are not connected
 ANSWER_PATIENCE = 30.0  # seconds without one more answer, after which who has not said its partition id is left out
+FIRST_ANSWER = 180.0  # seconds that the first answer may take: on a busy machine Ray's workers start slowly
 PULL_INTERVAL = 0.25  # seconds at most between two looks for replies; Flower's own grid sleeps 3
 PULL_SHARE = 0.02  # of the time may go into looking: a look is quick in a simulation, and costs on the network
 
@@ -96,17 +97,21 @@ class RunGrid(Record, Grid):
             self.end_round()
             return []
         phase, content = messages[0].metadata.message_type, messages[0].content
-        replies = self._exchange(messages, timeout)
+        config = dict(next(iter(content.config_records.values())))
+        server_round, began = config.pop("server-round"), time.time()
+        replies = self._exchange(
+            messages, timeout, tell=lambda done: self.progress(server_round, phase, done, len(messages))
+        )
         reasons = {m.metadata.dst_node_id: "no reply in time, or the client is gone" for m in messages}
-        reasons |= {node: fault(reply, content) for node, reply in replies.items()}
+        reasons |= {node: fault(reply, content, self.examples) for node, reply in replies.items()}
         reasons |= odd_ones_out({node: replies[node] for node, reason in reasons.items() if reason is None})
         nodes = sorted(reasons, key=self._order)
         good = [replies[node] for node in nodes if reasons[node] is None]
         failures = [
             {"partition-id": self._partition_of.get(node), "reason": reasons[node]} for node in nodes if reasons[node]
         ]
-        config = dict(next(iter(content.config_records.values())))
-        entry = self.round(config.pop("server-round"))
+        entry = self.round(server_round)
+        entry["phase_seconds"][phase] = round(busy(replies.values(), since=began), 2)
         entry[phase] = {**(mean_metrics(good) if good else {}), "clients": len(good), "failures": failures}
         entry[phase].update(config=config, by_client=client_rows(good))
         entry["bytes"] += sum(payload(message) for message in [*messages, *replies.values()])
@@ -121,12 +126,18 @@ class RunGrid(Record, Grid):
         return good
 
     def _exchange(
-        self, messages: list[Message], timeout: float | None = None, patience: float | None = None
+        self,
+        messages: list[Message],
+        timeout: float | None = None,
+        patience: float | None = None,
+        tell: Callable[[int], None] = lambda done: None,
     ) -> dict[int, Message]:
         """Push messages, and pull the replies, by node id, until all are here, time is up, or the rest are lost.
 
-        `timeout` counts from the start, `patience` from the last reply, both in seconds.
+        `timeout` counts from the start, `patience` from the last reply, both in seconds; `tell` is told how
+        many replies are here, from none on.
         """
+        tell(0)
         if messages:
             self._grid.push_messages(messages)
         waiting = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
@@ -139,9 +150,12 @@ class RunGrid(Record, Grid):
                 replies[node] = reply
                 latest = time.monotonic()
                 self._note_partition(node, reply)
+                tell(len(replies))
             lost = self._lost_partitions()
             now = time.monotonic()
-            over = (timeout is not None and now > began + timeout) or (patience is not None and now > latest + patience)
+            over = timeout is not None and now > began + timeout
+            if patience is not None:
+                over |= now > latest + (patience if replies else max(patience, FIRST_ANSWER))
             if over or all(self._partition_of.get(node) in lost for node in waiting.values()):
                 return replies
             time.sleep(min(PULL_INTERVAL, (now - looked) / PULL_SHARE))

@@ -1,4 +1,8 @@
-"""A ClientApp that says which client a reply, or an error, is from."""
+"""A ClientApp that says which client a reply, or an error, is from, and what it cost."""
+
+import resource
+import sys
+import time
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -23,9 +27,12 @@ def name_tag(message: Message, context: Context, call_next: ClientAppCallable) -
     and sample the same ones again only by what they say of themselves.
     """
     partition_id = int(context.node_config["partition-id"])
+    began = time.time()
     try:
         reply = call_next(message, context)
     except Exception as error:
         raise RuntimeError(f"partition {partition_id}: {type(error).__name__}: {error}") from error
-    reply.content["client"] = ConfigRecord({"partition-id": partition_id})
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)  # MiB
+    cost = {"began": began, "seconds": time.time() - began, "memory": peak}
+    reply.content["client"] = ConfigRecord({"partition-id": partition_id, **cost})
     return reply

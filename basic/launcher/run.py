@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -9,9 +10,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-from launcher import DATASETS, arguments, dataset, engine, results
-from launcher.processes import SIGNALS, Processes, Stopped
+from launcher import DATASETS, arguments, dataset, engine, progress, results
+from launcher.processes import SIGNALS, Processes, Stopped, tail
 
 START_TIMEOUT = 60.0  # seconds for the SuperLink to answer
 POLL = 0.1
@@ -31,23 +33,29 @@ class Run:
     def __init__(self, settings: arguments.Settings) -> None:
         self.settings = settings
         self.run_dir = run_dir = settings.run_dir or results.make_run_folder(settings.folder / "runs")
-        scratch = Path(tempfile.mkdtemp(prefix="fl-"))  # the guard removes it
-        self.processes = Processes(run_dir, scratch, engine.environment(settings, run_dir, scratch))
+        scratch = Path(tempfile.mkdtemp(prefix="fl-"))
+        temporary = [scratch] if os.environ.get("KEEP_KEYS", "") not in ("", "0") else [scratch, run_dir / "keys"]
+        self.processes = Processes(run_dir, temporary, engine.environment(settings, run_dir, scratch))
         self.history: results.History = {
             "schema": 1,
             "example": settings.example,
             "engine": settings.engine,
             "dataset": settings.dataset,
             "status": "running",
+            "started": round(time.time(), 2),
             "clients": settings.clients,
             "min_clients": settings.min_clients,
             "sampled": settings.sampled,
             "config": settings.config,
             "rounds": [],
         }
+        if settings.secure:
+            self.history["secure"] = True
         if settings.run_dir:  # it goes on: with the rounds that are there, and without the end that it came to
             self.history = {**results.load_history(run_dir), "status": "running", "config": settings.config}
-            self.history.pop("reason", None)
+            self.history["started"] = round(time.time(), 2)
+            for key in ("reason", "log"):
+                self.history.pop(key, None)
         self.printed = 0  # rounds
 
     def go(self) -> int:
@@ -58,9 +66,12 @@ class Run:
         try:
             self.prepare_data()
             self.start()
-            self.watch()
+            with progress.bar(self.settings.config["num-server-rounds"], self.processes.log("progress")) as show_bar:
+                self.watch(show_bar)
         except Failed as error:
             code, failure, outcome = 1, error, {"status": "failed", "reason": str(error)}
+            if error.log:
+                outcome["log"] = error.log
         except OSError as error:
             code, failure, outcome = 1, Failed(str(error)), {"status": "failed", "reason": str(error)}
         except Stopped as signalled:
@@ -75,6 +86,7 @@ class Run:
         self.finish(outcome, time.monotonic() - started)
         if failure:
             self.explain(failure)
+        self.report()
         return code
 
     # --- The steps ---------------------------------------------------------------------------------------------------
@@ -90,11 +102,16 @@ class Run:
             data = dataset.find(name)
             if data is None:
                 raise Failed(f"{name} is not in {dataset.data_dir()}, though cifar_utils.py has ended well")
-            self.history.update(dataset=data["name"], dataset_source=data["source"])
+            try:
+                examples, _ = (len(dataset.load_split(split, data["name"])[1]) for split in dataset.SPLITS)
+            except (OSError, ValueError) as error:
+                raise Failed(str(error)) from error
+            self.history.update(dataset=data["name"], dataset_source=data["source"], examples=examples)
             self.processes.environment["DATASET"] = data["name"]
             print(f"Data: {results.STAND_IN if data['name'] == 'synthetic' else data['name']}, from {data['source']}")
             if data["reason"]:
                 print(f"WARNING: this is not CIFAR-10. {data['reason']}")
+        self.history["command"] = arguments.command(self.settings, self.history["dataset"])
         results.save_history(self.run_dir, self.history)
 
     def start(self) -> None:
@@ -109,7 +126,11 @@ class Run:
             self.command("fork-server", children)  # the first of all, since it has the most to import
         if (script := self.settings.folder / "partitions.py").is_file():  # where the example shows who holds what
             self.command("partitions", [sys.executable, str(script), str(self.run_dir)], quiet=False)
-        server = self.command("superlink", engine.superlink(self.settings, port))
+        if self.settings.secure and not (self.run_dir / "keys").exists():  # a run that goes on may have them
+            from security import make_keys  # the example's, where it has one
+
+            make_keys(self.run_dir / "keys", self.settings.clients, engine.HOST, "localhost")
+        server = self.command("superlink", engine.superlink(self.settings, self.run_dir, port))
         deadline = time.monotonic() + START_TIMEOUT
         while not engine.answers(port):
             if server.poll() is not None:
@@ -119,11 +140,14 @@ class Run:
             time.sleep(POLL)
         if "partitions" in self.processes.running and self.processes.running["partitions"].wait() != 0:
             raise Failed("the data can't be split like that")
-        for name, command in engine.supernodes(self.settings, port, client_ports).items():
+        for name, command in engine.registrations(self.settings, self.run_dir).items():
+            if self.command(name, command).wait() != 0:
+                raise Failed("the SuperLink does not take a client's key", name)
+        for name, command in engine.supernodes(self.settings, self.run_dir, port, client_ports).items():
             self.command(name, command)
         self.command("run", engine.run(self.settings, self.run_dir))
 
-    def watch(self) -> None:
+    def watch(self, show_bar: progress.Show) -> None:
         """Follow the run until it ends; end it where it can't go on."""
         running = self.processes.running
         clients = {name: process for name, process in running.items() if name.startswith("client-")}
@@ -131,7 +155,7 @@ class Run:
         follow = Follower(self.processes.log("run")) if self.settings.verbose else None
         while running["run"].poll() is None:
             time.sleep(POLL)
-            self.show_rounds()
+            show_bar(self.show_rounds())
             if follow:
                 follow.show()
             for name, said in (("superlink", "SuperLink"), ("fork-server", "fork server")):
@@ -168,14 +192,15 @@ class Run:
         print(f"+ {shlex.join(command)}", flush=True)
         return self.processes.start(name, command, quiet)
 
-    def show_rounds(self) -> None:
-        """Print a line for each round that has come into the history."""
+    def show_rounds(self) -> list[dict[str, Any]]:
+        """Print a line for each round that has come into the history; return all rounds."""
         rounds = results.load_history(self.run_dir)["rounds"]
         if rounds and not self.printed:
             print(results.HEADER)
-        for entry in rounds[self.printed :]:
-            print(results.row(entry), flush=True)
+        for number in range(self.printed + 1, len(rounds) + 1):
+            print(results.row(rounds[:number], self.settings.config["num-server-rounds"]), flush=True)
         self.printed = len(rounds)
+        return rounds
 
     def finish(self, outcome: dict[str, str], seconds: float) -> None:
         """Write the outcome down, print the summary line under the rounds, and draw the picture."""
@@ -188,11 +213,20 @@ class Run:
         if self.history["rounds"]:  # last: matplotlib takes most of a second to import
             results.draw(self.history, self.run_dir / "history.png")
 
+    def report(self) -> None:
+        """Hand the run's folder to the script AFTER_RUN, which the collection sets; how that ends changes nothing."""
+        if script := os.environ.get("AFTER_RUN"):
+            with contextlib.suppress(OSError):  # after a SIGHUP there may be no terminal to print to
+                done = subprocess.run([sys.executable, script, str(self.run_dir)], stdin=subprocess.DEVNULL)
+                if done.returncode != 0:
+                    print(f"WARNING: {script} ended with status {done.returncode}", file=sys.stderr)
+
     def explain(self, failure: Failed) -> None:
         print(f"error: {failure}", file=sys.stderr)
         if failure.log:
-            print(f"--- the end of {self.processes.log(failure.log)}:", file=sys.stderr)
-            print(self.processes.tail(failure.log), file=sys.stderr)
+            log = self.processes.log(failure.log)
+            print(f"--- the end of {log}:", file=sys.stderr)
+            print(tail(log), file=sys.stderr)
 
 
 class Follower:

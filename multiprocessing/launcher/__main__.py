@@ -34,6 +34,11 @@ def main(words: list[str]) -> int:
     except arguments.UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        if "--dry-run" not in words:
+            raise
+        print(f"error: to check that takes {error.name}: a run without --dry-run installs it", file=sys.stderr)
+        return 1
     except (OSError, environment.SetupError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -2,8 +2,9 @@
 
 import hashlib
 import math
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ from flwr.app import Message, MessageType, RecordDict
 EXAMPLES_KEY = "num-examples"
 
 
-def fault(reply: Message, sent: RecordDict) -> str | None:
+def fault(reply: Message, sent: RecordDict, examples: float = math.inf) -> str | None:
     """Say why a reply can't be used, or None. `sent` is what it answers: weights must come back in the same shapes.
+
+    `examples` are all that there are: who claims more wants more weight than is due.
 
     Stock aggregation raises on missing keys, broadcasts (1,) over (3,), divides by a sum of zero examples, and lets one
     NaN spread to every weight; one bad reply must cost a round no more than that reply.
@@ -26,6 +29,8 @@ def fault(reply: Message, sent: RecordDict) -> str | None:
         metrics = next(iter(reply.content.metric_records.values()))
         if not isinstance(metrics.get(EXAMPLES_KEY), int | float) or not 0 < metrics[EXAMPLES_KEY] < float("inf"):
             return f"{EXAMPLES_KEY} must be a positive number, not {metrics.get(EXAMPLES_KEY)}"
+        if metrics[EXAMPLES_KEY] > examples:
+            return f"{EXAMPLES_KEY} is {metrics[EXAMPLES_KEY]}, and the whole data set has {examples}"
         for key, value in metrics.items():
             if not np.all(np.isfinite(value)):
                 return f"metric {key} is {value}"
@@ -81,9 +86,25 @@ def mean_metrics(replies: list[Message]) -> dict[str, float]:
 
 
 def client_rows(replies: list[Message]) -> list[dict[str, Any]]:
-    """What each client said of itself, as a row for the history."""
-    rows = [(reply.content.get("client", {}).get("partition-id"), _metrics(reply)) for reply in replies]
-    return [{"partition-id": partition, **metrics} for partition, metrics in rows]
+    """What each client said of itself, as a row for the history; `memory` is its process's largest, in MiB."""
+    rows = []
+    for reply in replies:
+        said = reply.content.get("client", {})
+        cost = {key: round(said[key], 2) for key in ("seconds", "memory") if _is_number(said.get(key))}
+        rows.append({"partition-id": said.get("partition-id"), **cost, **_metrics(reply)})
+    return rows
+
+
+def busy(replies: Iterable[Message], since: float) -> float:
+    """Seconds from `since` (of `time.time()`) to now in which at least one client was at work, by their own clocks."""
+    said = [reply.content.get("client", {}) for reply in replies if reply.has_content()]
+    times = [(one.get("began"), one.get("seconds")) for one in said]
+    total, end, now = 0.0, since, time.time()
+    for began, seconds in sorted(pair for pair in times if all(map(_is_number, pair))):
+        start, stop = max(began, end), min(began + seconds, now)
+        if stop > start:
+            total, end = total + stop - start, stop
+    return total
 
 
 def _metrics(reply: Message) -> dict[str, Any]:
@@ -106,9 +127,13 @@ def memory(replies: list[Message]) -> dict[str, float]:
     found: dict[str, float] = {}
     for reply in replies:
         for name, value in reply.content.config_records.get("memory", {}).items():
-            if isinstance(value, int | float) and math.isfinite(value):
+            if _is_number(value):
                 found[name] = max(value, found.get(name, 0.0))
     return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def model_sha256(state: Mapping[str, Any]) -> str:

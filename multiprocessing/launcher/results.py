@@ -9,9 +9,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import numpy as np
+if TYPE_CHECKING:  # before there are packages, a dry run comes here
+    import numpy as np
 
 History = dict[str, Any]
 STAND_IN = "synthetic (a stand-in of drawn shapes, NOT CIFAR-10)"
@@ -32,7 +33,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         raise
 
 
-def write_model(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def write_model(path: Path, arrays: "dict[str, np.ndarray]") -> None:
     """Write arrays as a plain PyTorch state dict; only here is PyTorch imported, and a child process may do it."""
     import torch
 
@@ -91,6 +92,12 @@ def newest(history: History, *path: str) -> Any:
     return None
 
 
+def final(history: History, key: str) -> Any:
+    """The newest loss or accuracy: the server's where it evaluates, else the clients'; None where there is none."""
+    by_server = newest(history, "server", key)
+    return newest(history, "evaluate", key) if by_server is None else by_server
+
+
 COLUMNS = (
     ("round", 5, lambda r: f"{r['round']}"),
     ("trained", 7, lambda r: f"{r['train']['clients']}" if "train" in r else "-"),
@@ -99,6 +106,7 @@ COLUMNS = (
     ("loss", 8, lambda r: number(r, "server" if "server" in r else "evaluate")),
     ("accuracy", 8, lambda r: number(r, "server" if "server" in r else "evaluate", "accuracy")),
     ("seconds", 7, lambda r: f"{r['seconds']:.1f}"),
+    ("left", 7, lambda r: clock(r["left"])),
 )
 HEADER = "  ".join(name.rjust(width) for name, width, _ in COLUMNS)
 
@@ -108,17 +116,36 @@ def number(entry: dict[str, Any], phase: str, key: str = "loss") -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def row(entry: dict[str, Any]) -> str:
+def row(rounds: list[dict[str, Any]], num_rounds: int) -> str:
+    """The line for the newest of some rounds, with the time that the rest of `num_rounds` will take."""
+    entry = {**rounds[-1], "left": seconds_left(rounds, num_rounds)}
     return "  ".join(cell(entry).rjust(width) for _, width, cell in COLUMNS)
+
+
+def seconds_left(rounds: list[dict[str, Any]], num_rounds: int) -> float | None:
+    """As many seconds for each round to come as the last three took in the mean; None before the first has ended."""
+    taken = [entry["seconds"] for entry in rounds if entry["round"] > 0]
+    recent = (taken[1:] or taken)[-3:]  # the first round waits for what clients import once
+    return sum(recent) / len(recent) * (num_rounds - rounds[-1]["round"]) if recent else None
+
+
+def clock(seconds: float | None) -> str:
+    """Seconds as 1:05, or 2:01:05 from an hour on."""
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def summary(history: History, folder: Path) -> str:
     trained = sum(entry["round"] > 0 for entry in history["rounds"])
     dataset = STAND_IN if history["dataset"] == "synthetic" else history["dataset"]
-    accuracy = history.get("accuracy")
+    key = "loss" if final(history, "accuracy") is None else "accuracy"  # not every task has one
+    value = final(history, key)
     return (
         f"{history['example']}: {trained} rounds, {history['clients']} clients, dataset {dataset}, "
-        f"accuracy {'unknown' if accuracy is None else f'{accuracy:.3f}'}, {history['seconds']:.1f} s -> {folder}"
+        f"{key} {'unknown' if value is None else f'{value:.3f}'}, {history['seconds']:.1f} s -> {folder}"
     )
 
 
@@ -136,7 +163,7 @@ def draw(history: History, path: Path) -> None:
     styles["server"] = ("server, test set", "#009E73", "^--")  # colours by Okabe and Ito, 2008
     panels = {
         label: [(*style, points(part, key)) for part, style in styles.items()]
-        for label, key in (("cross-entropy per example", "loss"), ("accuracy", "accuracy"))
+        for label, key in (("loss per example", "loss"), ("accuracy", "accuracy"))
     }
     noted = sorted({name for entry in history["rounds"] for name in entry.get("memory", {})})
     if noted:

@@ -1,0 +1,126 @@
+"""What a run shows while it is under way: on a terminal of 80 columns, with and without colour, and in a file."""
+
+import contextlib
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+from paths import BASIC
+from runs import copy_example, environment
+
+from launcher import results
+from launcher.progress import newest
+
+SHOW = """
+import sys
+from pathlib import Path
+from launcher import progress, results
+rounds = [{"round": 1, "seconds": 60.0, "train": {"clients": 3, "failures": [], "loss": 2.125}}]
+with progress.bar(200, Path(sys.argv[1])) as show:
+    show(rounds)
+    print(results.row(rounds, 200))
+    print("WARNING: said on stderr", file=sys.stderr)
+"""
+COLOUR = re.compile(r"\x1b\[[\d;]*\d[\d;]*m")
+
+
+def in_terminal(command: list[str], columns: int = 80, **env: str) -> tuple[int, str]:
+    """Run a command on a terminal of its own; return (exit status, all that the terminal got)."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    kept = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS")}
+    process = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env={**kept, "TERM": "xterm-256color", **env}
+    )
+    os.close(theirs)
+    seen = b""
+    with contextlib.suppress(OSError):  # Linux's way to say that the other end is closed
+        while chunk := os.read(ours, 65536):
+            seen += chunk
+    os.close(ours)
+    return process.wait(), seen.decode()
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """The server's notes: 12 of 100 clients have trained in the second round."""
+    path = tmp_path / "progress.log"
+    path.write_text("1 train 0 100\n2 train 12 100\n")
+    return path
+
+
+def plain(seen: str) -> list[str]:
+    """The lines that a terminal got, those that were drawn over too, without the codes for colour and cursor."""
+    return re.split(r"[\r\n]+", re.sub(r"\x1b\[[\d;?]*\w", "", seen))
+
+
+def shown(log: Path, **env: str) -> str:
+    status, seen = in_terminal([sys.executable, "-c", SHOW, str(log)], PYTHONPATH=str(BASIC), **env)
+    assert status == 0, seen
+    return seen
+
+
+def test_a_run_on_a_terminal_shows_a_bar_and_a_line_a_round(tmp_path: Path, data_dir: Path) -> None:
+    folder = copy_example("basic", tmp_path / "basic")
+    env = environment(data_dir, ENGINE="simulation")
+    status, seen = in_terminal([str(folder / "run.sh"), "2", "2", "2", "2"], **env)
+    assert status == 0, seen
+    assert "round 1 of 2, training" in seen
+    assert COLOUR.search(seen)
+    lines = [line for line in plain(seen) if re.match(r" +[12] +2 +0 ", line)]
+    assert [line.split()[0] for line in lines] == ["1", "2"]
+    assert all(re.search(r" \d+:\d\d\s*$", line) for line in lines)  # the time left
+    assert seen.rindex("\x1b[?25h") > seen.rindex("\x1b[?25l")  # the cursor is back
+
+
+def test_the_bar_says_where_the_round_is_in_80_columns(log: Path) -> None:
+    seen = shown(log)
+    (text,) = {line for line in plain(seen) if "round 2" in line}
+    assert re.fullmatch(r"round 2 of 200, training ━+[╸╺]?━+ 12/100 clients 0:0\d, about 3:1\d:\d\d left *", text)
+    assert len(text) <= 80
+    assert "WARNING: said on stderr" in seen
+
+
+@pytest.mark.parametrize(("env", "bar"), [({"NO_COLOR": "1"}, True), ({"TERM": "dumb"}, False)])
+def test_no_colour_where_none_is_wanted(log: Path, env: dict[str, str], bar: bool) -> None:
+    seen = shown(log, **env)
+    assert not re.search(r"\x1b\[[\d;]*[34]\d", seen)  # no colour of text or ground
+    assert ("round 2 of 200" in seen) == bar
+    assert "    1        3       0       2.125         -         -     60.0  3:19:00" in seen
+
+
+def test_no_control_characters_in_a_file(tmp_path: Path, log: Path) -> None:
+    command = [sys.executable, "-c", SHOW, str(log)]
+    env = {**os.environ, "PYTHONPATH": str(BASIC), "TERM": "xterm-256color", "FORCE_COLOR": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert (done.returncode, done.stderr) == (0, "WARNING: said on stderr\n")
+    assert done.stdout.removesuffix("\n").isprintable()
+
+
+def test_rich_is_not_imported_for_a_file() -> None:
+    code = "import sys, launcher.run, launcher.progress; sys.exit('rich' in sys.modules or 'matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(BASIC)}).returncode == 0
+
+
+def test_the_time_left() -> None:
+    rounds = [{"round": i, "seconds": float(seconds)} for i, seconds in enumerate((5, 30, 10, 20, 30, 40))]
+    assert results.seconds_left(rounds[:1], 10) is None
+    assert results.seconds_left(rounds[:2], 10) == 9 * 30  # the first round's, as long as there is no other
+    assert results.seconds_left(rounds[:3], 10) == 8 * 10
+    assert results.seconds_left(rounds, 10) == 5 * 30
+    assert results.seconds_left(rounds, 5) == 0
+    assert [results.clock(seconds) for seconds in (None, 0, 59.6, 3725)] == ["-", "0:00", "1:00", "1:02:05"]
+
+
+@pytest.mark.parametrize("text", ["", "\n", "1 train", "1 train x y\n"])
+def test_notes_that_are_not_whole_are_left_out(tmp_path: Path, text: str) -> None:
+    assert newest(tmp_path / "none") is None
+    (tmp_path / "log").write_text(text)
+    assert newest(tmp_path / "log") is None
