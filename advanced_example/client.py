@@ -14,13 +14,14 @@ from flaky import flaky
 from launcher.name_tag import tagged_client_app
 from models import make_model
 from partitions import partitioner
+from poisoning import poisoning
 
 TOY_EXAMPLES = 10
 
 app = tagged_client_app()  # Flower's ClientApp; each reply says which client it is from
 
 
-@app.train(mods=[flaky])  # NEW vs basic: lets one client fail on purpose
+@app.train(mods=[flaky, poisoning])  # NEW vs basic: lets one client fail, or do harm, on purpose
 def train(message: Message, context: Context) -> Message:
     """Train the global model on this client's examples; reply with the new weights and how many examples they saw."""
     started = time.monotonic()

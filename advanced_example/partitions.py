@@ -42,35 +42,37 @@ def table(counts: np.ndarray) -> str:
 
 
 def draw(counts: np.ndarray, title: str, path: Path) -> None:
-    """A bar a client, in which each class has its length and its colour."""
+    """A field for each client and class: the darker, the more examples, in colour and in grey."""
     import matplotlib  # no client draws, so only here
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, min(12, 1.4 + 0.25 * len(counts))), layout="constrained")
-    starts = counts.cumsum(axis=1) - counts
-    for label in range(counts.shape[1]):
-        colour = plt.get_cmap("tab10")(label)
-        axes.barh(range(len(counts)), counts[:, label], left=starts[:, label], color=colour, label=label)
-    axes.invert_yaxis()
+    clients, classes = counts.shape
+    figure, axes = plt.subplots(figsize=(7, min(12, 1.6 + 0.3 * clients)), layout="constrained")
+    picture = axes.imshow(counts, cmap="Blues", aspect="auto")
+    if clients <= MOST_ROWS:
+        for (client, label), number in np.ndenumerate(counts):
+            colour = "white" if number > counts.max() / 2 else "black"
+            axes.text(label, client, str(number), ha="center", va="center", color=colour, fontsize=8)
+    axes.set(xlabel="class", ylabel="client", title=title, xticks=range(classes))
     axes.yaxis.get_major_locator().set_params(integer=True)
-    axes.set(xlabel="examples", ylabel="client", title=title)
-    axes.legend(title="class", loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.colorbar(picture, label="examples")
     write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120))
     plt.close(figure)
 
 
 def main(run_dir: Path) -> None:
     config = tomllib.loads((run_dir / "run-config.toml").read_text())
+    history = load_history(run_dir)
     try:
-        counts = count(load_split("train")[1], load_history(run_dir)["clients"], config)
+        counts = count(load_split("train")[1], history["clients"], config)
     except ValueError as error:
         sys.exit(f"error: {error}")
     title = " ".join(f"{key} {value}" for key, value in partitioner(config).items()).removeprefix("name ")
     print(f"Examples by client and class ({title}); each client keeps a tenth of its own for evaluation:")
     print(table(counts), flush=True)
-    draw(counts, f"Who holds what: {title}, seed {config['seed']}", run_dir / "partitions.png")
+    draw(counts, f"Who holds what of {history['dataset']}: {title}, seed {config['seed']}", run_dir / "partitions.png")
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
 The launcher calls `check` with the settings that it has read from the command line.
 """
 
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from launcher.arguments import Settings, UsageError
+from launcher.arguments import Settings, UsageError, shorten
 from launcher.processes import marked
 from launcher.results import claim, load_history, reopen
 
@@ -26,8 +27,9 @@ def check(settings: Settings) -> Settings:
         settings = resumed(settings)
     config = settings.config
     check_strategy(config)
-    if config["flaky-client"] >= settings.clients:
-        raise UsageError(f"flaky-client={config['flaky-client']}: the clients are 0 to {settings.clients - 1}")
+    for key in ("flaky-client", "poisoning-client"):
+        if config[key] >= settings.clients:
+            raise UsageError(f"{key}={config[key]}: the clients are 0 to {settings.clients - 1}")
     if "model" in settings.given:
         check_model(config["model"])
     if config["init-from"]:
@@ -43,6 +45,8 @@ def check_strategy(config: Config) -> None:
             f"krum withstands {malicious} malicious clients only among at least {2 * malicious + 3}, and SAMPLED is "
             f"{sampled}: sample more, or lower malicious-clients"
         )
+    if config["dp-noise"] > 0 and config["learning-rate"] == 0:
+        raise UsageError("dp-noise needs a learning-rate above 0: Flower divides each update by its norm to clip it")
     if config["dp-noise"] > 0 and strategy != "fedavg":
         raise UsageError(f"dp-noise goes with strategy=fedavg alone, not with {strategy}: its noise fits a plain mean")
 
@@ -60,7 +64,7 @@ def check_weights(path: str, model: str) -> None:
 
     from models import make_model
 
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise UsageError(f"init-from: there is no file {path}")
     try:
         make_model(model).load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
@@ -98,6 +102,7 @@ def resumed(settings: Settings) -> Settings:
         run_dir=folder,
         engine=history["engine"],
         dataset=history["dataset"],
+        secure=settings.secure or history.get("secure", False),
         clients=history["clients"],
         config={**before, "num-server-rounds": asked, "resume": ""},  # as if it had never been stopped
     )
@@ -108,12 +113,12 @@ def find_run(settings: Settings) -> Path:
     runs, name = settings.folder / "runs", settings.config["resume"]
     for path in (runs / "latest",) if name == "latest" else (Path(name).expanduser(), runs / name):
         folder = path.resolve()
-        if (folder / "history.json").is_file():
+        if os.path.isfile(folder / "history.json"):  # False, too, for a name that is too long to exist
             if load_history(folder).get("example") != settings.example:
                 raise UsageError(f"resume: {folder} is a run of {load_history(folder).get('example')}")
             # spelled as its processes have it in their environment, by which they are found
             return runs / folder.name if folder.parent == runs.resolve() else folder
-    raise UsageError(f"resume={name}: there is no such run in {runs}; `ls` there shows which there are")
+    raise UsageError(f"resume={shorten(name)}: there is no such run in {runs}; `ls` there shows which there are")
 
 
 def take_over(folder: Path) -> None:

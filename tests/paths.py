@@ -5,6 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BASIC = ROOT / "basic"
+ADVANCED = ROOT / "advanced_example"
 
 if str(BASIC) not in sys.path:
     sys.path.insert(0, str(BASIC))

@@ -74,7 +74,7 @@ def test_help_goes_to_stdout(words):
         ({"PORT": "http"}, "PORT=http: a port is a number from 1 to 65535"),
         (
             {"SECURE": "1"},
-            "SECURE=1 needs a security.py in this folder, which makes the certificates, and there is none",
+            "SECURE=1 needs a security.py in this folder: copy the one of advanced_example",
         ),
     ],
 )

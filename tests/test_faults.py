@@ -8,6 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from runs import Launch, copy_example, finished
 
@@ -162,6 +163,7 @@ BAD = {
     2: 'del reply["arrays"]["fc3.bias"]',
     3: 'reply["metrics"]["num-examples"] = 0',
     4: 'raise ValueError("a bad client")',
+    5: 'reply["metrics"]["num-examples"] = 1_000_000',
 }
 
 
@@ -171,16 +173,43 @@ def test_bad_replies_are_refused_and_the_round_goes_on(engine: str, basic: Path,
     imports = "    import numpy as np\n    from flwr.app import Array\n"
     line = "    return Message(content=reply, reply_to=message)\n"
     edit(basic / "client.py", line, imports + cases + line)
-    run = finished(basic, 6, 6, 6, 1, data_dir=data_dir, ENGINE=engine)
+    run = finished(basic, 7, 7, 7, 1, data_dir=data_dir, ENGINE=engine)
     assert run.process.returncode == 0, run.stdout + run.stderr
     (entry,) = run.history["rounds"]
     reasons = {failure["partition-id"]: failure["reason"] for failure in entry["train"]["failures"]}
     assert entry["train"]["clients"] == 1
     assert sorted(reasons) == sorted(BAD)
-    for partition, words in {0: "NaN", 1: "shape (1,)", 2: "fc3.bias", 3: "num-examples", 4: "a bad client"}.items():
+    for partition, words in {
+        0: "NaN",
+        1: "shape (1,)",
+        2: "fc3.bias",
+        3: "num-examples",
+        4: "a bad client",
+        5: "the whole data set has 600",
+    }.items():
         assert words in reasons[partition]
         assert reasons[partition] in run.log("run")
-    assert entry["evaluate"]["clients"] == 6
+    assert entry["evaluate"]["clients"] == 7
+
+
+@pytest.mark.parametrize("kind", ["dtype", "shape", "count", "truncated", "no array"])
+def test_data_that_is_not_as_it_should_be(kind: str, basic: Path, tmp_path: Path, data_dir: Path) -> None:
+    """Said before anything starts."""
+    data = shutil.copytree(data_dir, tmp_path / "data")
+    images = data / "synthetic/train_images.npy"
+    whole = np.load(images)
+    if kind == "truncated":
+        images.write_bytes(images.read_bytes()[:-1000])
+    elif kind == "no array":
+        images.write_text("no array")
+    else:
+        broken = {"dtype": whole.astype(np.float32), "shape": whole[:, :1], "count": whole[:-1]}
+        np.save(images, broken[kind])
+    run = finished(basic, data_dir=data)
+    assert run.process.returncode == 1
+    assert run.stderr.startswith("error: ")
+    assert "synthetic" in run.stderr
+    assert "flower-superlink" not in run.stdout
 
 
 # --- The surroundings ------------------------------------------------------------------------------------------------

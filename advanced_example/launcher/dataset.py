@@ -110,20 +110,25 @@ def _draw(temporary: Path) -> tuple[tuple[Arrays, Arrays], str]:
     return (draw_shapes(12_000, seed=1), draw_shapes(2_000, seed=2)), "drawn shapes, seeds 1 and 2"
 
 
-def load_split(split: str) -> Arrays:
-    """The "train" or "test" split of the data set that DATASET names: images uint8 (N, 3, 32, 32), labels int64 (N,).
+def load_split(split: str, name: str = "") -> Arrays:
+    """The "train" or "test" split: images uint8 (N, 3, 32, 32), labels int64 (N,).
 
-    The images are mapped, not read: only the rows that are indexed leave the disk. Without DATASET it is CIFAR-10 where
-    it is ready, else the stand-in. Raises FileNotFoundError where nothing is ready, ValueError where a file is not as
-    it should be.
+    It is of the data set `name`, by default of the one that DATASET names; without either, of CIFAR-10 where it is
+    ready, else of the stand-in. The images are mapped, not read: only the rows that are indexed leave the disk. Raises
+    FileNotFoundError where nothing is ready, ValueError where a file is not as it should be.
     """
-    wanted = os.environ.get("DATASET") or "auto"
+    wanted = name or os.environ.get("DATASET") or "auto"
     data = find(wanted) or (find("synthetic") if wanted == "auto" else None)
     if data is None:
         raise FileNotFoundError(f"{wanted} is not ready in {data_dir()}: run `python cifar_utils.py {wanted}` first")
     folder = Path(data["folder"])
-    images = np.load(folder / f"{split}_images.npy", mmap_mode="r")
-    labels = np.load(folder / f"{split}_labels.npy")
+    try:
+        images = np.load(folder / f"{split}_images.npy", mmap_mode="r")
+        labels = np.load(folder / f"{split}_labels.npy")
+    except ValueError as error:
+        raise ValueError(
+            f"{folder}: {split} can't be read ({error}). Remove the folder, and it is made again"
+        ) from error
     good = images.dtype == np.uint8 and images.shape[1:] == (3, 32, 32) and len(images) > 0
     if not (good and labels.dtype == np.int64 and labels.shape == images.shape[:1]):
         raise ValueError(

@@ -13,8 +13,10 @@ from flwr.app import Message, MessageType, RecordDict
 EXAMPLES_KEY = "num-examples"
 
 
-def fault(reply: Message, sent: RecordDict) -> str | None:
+def fault(reply: Message, sent: RecordDict, examples: float = math.inf) -> str | None:
     """Say why a reply can't be used, or None. `sent` is what it answers: weights must come back in the same shapes.
+
+    `examples` are all that there are: who claims more wants more weight than is due.
 
     Stock aggregation raises on missing keys, broadcasts (1,) over (3,), divides by a sum of zero examples, and lets one
     NaN spread to every weight; one bad reply must cost a round no more than that reply.
@@ -27,6 +29,8 @@ def fault(reply: Message, sent: RecordDict) -> str | None:
         metrics = next(iter(reply.content.metric_records.values()))
         if not isinstance(metrics.get(EXAMPLES_KEY), int | float) or not 0 < metrics[EXAMPLES_KEY] < float("inf"):
             return f"{EXAMPLES_KEY} must be a positive number, not {metrics.get(EXAMPLES_KEY)}"
+        if metrics[EXAMPLES_KEY] > examples:
+            return f"{EXAMPLES_KEY} is {metrics[EXAMPLES_KEY]}, and the whole data set has {examples}"
         for key, value in metrics.items():
             if not np.all(np.isfinite(value)):
                 return f"metric {key} is {value}"

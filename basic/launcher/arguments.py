@@ -52,6 +52,7 @@ class Settings:
     port: int | None
     verbose: bool
     dry_run: bool
+    secure: bool = False  # TLS, and clients that are known by their keys
     given: frozenset[str] = frozenset()  # keys of the run config, and "clients", "engine", "dataset", that the user set
     run_dir: Path | None = None  # of a run that goes on; else a new one
 
@@ -98,13 +99,11 @@ def parse(arguments: list[str], folder: Path, environment: Mapping[str, str] = o
         raise UsageError(f"ENGINE={engine}: there are {' and '.join(ENGINES)}")
     if dataset not in DATASETS and dataset != launcher["dataset"]:
         raise UsageError(f"DATASET={dataset}: there are {', '.join(DATASETS)}")
-    if environment.get("SECURE", "") not in ("", "0"):
+    if secure := environment.get("SECURE", "") not in ("", "0"):
         if engine != "deployment":
             raise UsageError("SECURE=1 goes with ENGINE=deployment: a simulation has no connections to secure")
         if not (folder / "security.py").is_file():
-            raise UsageError(
-                "SECURE=1 needs a security.py in this folder, which makes the certificates, and there is none"
-            )
+            raise UsageError("SECURE=1 needs a security.py in this folder: copy the one of advanced_example")
     given = {word.partition("=")[0] for word in pairs} | set(("clients", *KEYS)[: len(counts)])
     given |= {name for name in ("engine", "dataset") if environment.get(name.upper(), "auto") not in ("", "auto")}
     port = environment.get("PORT")
@@ -120,6 +119,7 @@ def parse(arguments: list[str], folder: Path, environment: Mapping[str, str] = o
         port=int(port) if port else None,
         verbose="-v" in options,
         dry_run="--dry-run" in options,
+        secure=secure,
         given=frozenset(given),
     )
 
@@ -133,7 +133,7 @@ def command(settings: Settings, dataset: str) -> str:
         for key, value in settings.config.items()
         if key not in KEYS and value != defaults.get(key)
     ]
-    secure = ["SECURE=1"] if os.environ.get("SECURE", "") not in ("", "0") else []
+    secure = ["SECURE=1"] if settings.secure else []
     words = [f"ENGINE={settings.engine}", f"DATASET={dataset}", *secure, "./run.sh", *map(str, counts), *pairs]
     return shlex.join(words)
 
@@ -195,8 +195,8 @@ def convert(key: str, word: str, default: Any) -> Any:
             raise ValueError
         return value
     except (KeyError, ValueError):
-        names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-        wanted = f"{names[kind]}, such as {text(default)}"
+        names = {bool: "true or false", int: "a whole number", float: "a number", str: "text in UTF-8"}
+        wanted = names[kind] + (f", such as {text(default)}" if default != "" else "")
         raise UsageError(f"{key} must be {wanted}, not {shorten(word)!r}") from None
 
 

@@ -43,22 +43,36 @@ def fork_server(settings: Settings, environment: Mapping[str, str]) -> list[str]
     return [sys.executable, str(script), environment["FORK_SERVER"]] if wanted else None
 
 
-def superlink(settings: Settings, port: int) -> list[str]:
+def superlink(settings: Settings, run_dir: Path, port: int) -> list[str]:
     """The server's side: it passes messages on, and starts server.py."""
+    keys = run_dir / "keys"
+    security = ["--insecure"]
+    if settings.secure:
+        security = ["--ssl-ca-certfile", f"{keys}/ca.crt", "--ssl-certfile", f"{keys}/server.crt"]
+        security += ["--ssl-keyfile", f"{keys}/server.key", "--enable-supernode-auth"]
     simulation = ["--simulation"] if settings.engine == "simulation" else []
-    address = ["--insecure", "--host", HOST, "--port", str(port)]
-    return ["flower-superlink", *address, "--disable-runtime-dependency-installation", *simulation]
+    address = ["--host", HOST, "--port", str(port)]
+    return ["flower-superlink", *security, *address, "--disable-runtime-dependency-installation", *simulation]
 
 
-def supernodes(settings: Settings, port: int, ports: list[int]) -> dict[str, list[str]]:
+def registrations(settings: Settings, run_dir: Path) -> dict[str, list[str]]:
+    """Tells the SuperLink the public key of each client that it may talk to."""
+    clients = range(settings.clients if settings.secure else 0)
+    return {f"register-{i}": ["flwr", "supernode", "register", f"{run_dir}/keys/client-{i}.pub"] for i in clients}
+
+
+def supernodes(settings: Settings, run_dir: Path, port: int, ports: list[int]) -> dict[str, list[str]]:
     """A client's side each: it asks the SuperLink for messages, and starts client.py for each; none in a simulation."""
-    return {
-        f"client-{i}": [
-            *("flower-supernode", "--insecure", "--superlink", f"{HOST}:{port}", "--port", str(own_port)),
-            *("--node-config", f"partition-id={i} num-partitions={settings.clients}"),
-        ]
-        for i, own_port in enumerate(ports)
-    }
+    keys = run_dir / "keys"
+    commands = {}
+    for i, own_port in enumerate(ports):
+        security = ["--insecure"]
+        if settings.secure:
+            security = ["--root-certificates", f"{keys}/ca.crt", "--auth-supernode-private-key", f"{keys}/client-{i}"]
+        address = ["--superlink", f"{HOST}:{port}", "--port", str(own_port)]
+        node = ["--node-config", f"partition-id={i} num-partitions={settings.clients}"]
+        commands[f"client-{i}"] = ["flower-supernode", *security, *address, *node]
+    return commands
 
 
 def run(settings: Settings, run_dir: Path) -> list[str]:
@@ -79,7 +93,8 @@ def outcome() -> list[str]:
 
 def files(settings: Settings, run_dir: Path, port: int) -> dict[Path, str]:
     """What Flower reads: the run config, and where the SuperLink is."""
-    connection = toml({"address": f"{HOST}:{port}", "insecure": True})
+    trust = {"root-certificates": f"{run_dir}/keys/ca.crt"} if settings.secure else {"insecure": True}
+    connection = toml({"address": f"{HOST}:{port}", **trust})
     return {
         run_dir / "run-config.toml": toml(settings.config),
         run_dir / "flwr-home/config.toml": f'[superlink]\ndefault = "local"\n\n[superlink.local]\n{connection}',
@@ -127,7 +142,7 @@ def dry_run(settings: Settings) -> int:
     if settings.dataset in DATASETS:
         print(f"# Where the data is not ready in {data_dir()}:")
         print(f"+ {shlex.join([sys.executable, str(settings.folder / 'cifar_utils.py'), settings.dataset])}")
-    commands = [superlink(settings, port), *supernodes(settings, port, client_ports).values()]
-    for command in [*commands, run(settings, run_dir)]:
+    clients = {**registrations(settings, run_dir), **supernodes(settings, run_dir, port, client_ports)}
+    for command in [superlink(settings, run_dir, port), *clients.values(), run(settings, run_dir)]:
         print(f"+ {shlex.join(command)}")
     return 0

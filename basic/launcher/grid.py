@@ -102,7 +102,7 @@ class RunGrid(Record, Grid):
             messages, timeout, tell=lambda done: self.progress(server_round, phase, done, len(messages))
         )
         reasons = {m.metadata.dst_node_id: "no reply in time, or the client is gone" for m in messages}
-        reasons |= {node: fault(reply, content) for node, reply in replies.items()}
+        reasons |= {node: fault(reply, content, self.examples) for node, reply in replies.items()}
         reasons |= odd_ones_out({node: replies[node] for node, reason in reasons.items() if reason is None})
         nodes = sorted(reasons, key=self._order)
         good = [replies[node] for node in nodes if reasons[node] is None]

@@ -1,6 +1,7 @@
 """The record that a run keeps of itself: history.json, written after each round, and model.pt at the end."""
 
 import contextlib
+import math
 import os
 import platform
 import time
@@ -68,6 +69,11 @@ class Record:
             return found
 
         return aggregate
+
+    @property
+    def examples(self) -> float:
+        """How many training examples there are in all, where the launcher knows; else infinitely many."""
+        return self._history.get("examples", math.inf)
 
     @property
     def rounds(self) -> list[dict[str, Any]]:

@@ -33,8 +33,9 @@ class Run:
     def __init__(self, settings: arguments.Settings) -> None:
         self.settings = settings
         self.run_dir = run_dir = settings.run_dir or results.make_run_folder(settings.folder / "runs")
-        scratch = Path(tempfile.mkdtemp(prefix="fl-"))  # the guard removes it
-        self.processes = Processes(run_dir, scratch, engine.environment(settings, run_dir, scratch))
+        scratch = Path(tempfile.mkdtemp(prefix="fl-"))
+        temporary = [scratch] if os.environ.get("KEEP_KEYS", "") not in ("", "0") else [scratch, run_dir / "keys"]
+        self.processes = Processes(run_dir, temporary, engine.environment(settings, run_dir, scratch))
         self.history: results.History = {
             "schema": 1,
             "example": settings.example,
@@ -48,6 +49,8 @@ class Run:
             "config": settings.config,
             "rounds": [],
         }
+        if settings.secure:
+            self.history["secure"] = True
         if settings.run_dir:  # it goes on: with the rounds that are there, and without the end that it came to
             self.history = {**results.load_history(run_dir), "status": "running", "config": settings.config}
             self.history["started"] = round(time.time(), 2)
@@ -99,7 +102,11 @@ class Run:
             data = dataset.find(name)
             if data is None:
                 raise Failed(f"{name} is not in {dataset.data_dir()}, though cifar_utils.py has ended well")
-            self.history.update(dataset=data["name"], dataset_source=data["source"])
+            try:
+                examples, _ = (len(dataset.load_split(split, data["name"])[1]) for split in dataset.SPLITS)
+            except (OSError, ValueError) as error:
+                raise Failed(str(error)) from error
+            self.history.update(dataset=data["name"], dataset_source=data["source"], examples=examples)
             self.processes.environment["DATASET"] = data["name"]
             print(f"Data: {results.STAND_IN if data['name'] == 'synthetic' else data['name']}, from {data['source']}")
             if data["reason"]:
@@ -119,7 +126,11 @@ class Run:
             self.command("fork-server", children)  # the first of all, since it has the most to import
         if (script := self.settings.folder / "partitions.py").is_file():  # where the example shows who holds what
             self.command("partitions", [sys.executable, str(script), str(self.run_dir)], quiet=False)
-        server = self.command("superlink", engine.superlink(self.settings, port))
+        if self.settings.secure and not (self.run_dir / "keys").exists():  # a run that goes on may have them
+            from security import make_keys  # the example's, where it has one
+
+            make_keys(self.run_dir / "keys", self.settings.clients, engine.HOST, "localhost")
+        server = self.command("superlink", engine.superlink(self.settings, self.run_dir, port))
         deadline = time.monotonic() + START_TIMEOUT
         while not engine.answers(port):
             if server.poll() is not None:
@@ -129,7 +140,10 @@ class Run:
             time.sleep(POLL)
         if "partitions" in self.processes.running and self.processes.running["partitions"].wait() != 0:
             raise Failed("the data can't be split like that")
-        for name, command in engine.supernodes(self.settings, port, client_ports).items():
+        for name, command in engine.registrations(self.settings, self.run_dir).items():
+            if self.command(name, command).wait() != 0:
+                raise Failed("the SuperLink does not take a client's key", name)
+        for name, command in engine.supernodes(self.settings, self.run_dir, port, client_ports).items():
             self.command(name, command)
         self.command("run", engine.run(self.settings, self.run_dir))
 

@@ -31,11 +31,12 @@ def stop(number: int, frame: FrameType | None) -> NoReturn:
 class Processes:
     """The processes of one run: all carry its folder in their environment, as RUN_DIR, by which they are known."""
 
-    def __init__(self, run_dir: Path, scratch: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, run_dir: Path, temporary: Sequence[Path], environment: Mapping[str, str]) -> None:
+        """`temporary` are folders that are removed at the end."""
         self.run_dir = run_dir
         self.environment = {**environment, "RUN_DIR": str(run_dir)}
         self.running: dict[str, subprocess.Popen[bytes]] = {}
-        command = [sys.executable, "-I", "-S", __file__, str(run_dir), str(scratch)]
+        command = [sys.executable, "-I", "-S", __file__, str(run_dir), *map(str, temporary)]
         self._guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
     def start(self, name: str, command: Sequence[str], quiet: bool = True) -> subprocess.Popen[bytes]:
@@ -101,4 +102,5 @@ def end(run_dir: Path) -> None:
 if __name__ == "__main__":
     sys.stdin.read()
     end(Path(sys.argv[1]))
-    shutil.rmtree(sys.argv[2], ignore_errors=True)
+    for folder in sys.argv[2:]:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,313 @@
+"""advanced_example, point by point, in real runs: each test fails where its point is switched off."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from runs import Launch, copy_example, finished
+
+import cifar_utils
+from launcher.replies import model_sha256
+from models import make_model
+
+ARGUMENTS = (5, 3, 3, 6)
+COUNTED = ("own_loss", "own_accuracy", "train_loss")
+
+
+@pytest.fixture(scope="module", params=["simulation", pytest.param("deployment", marks=pytest.mark.slow)])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Launch:
+    """`./run.sh 5 3 3 6`, as the README says it."""
+    folder = copy_example("advanced_example", tmp_path_factory.mktemp("run") / "advanced_example")
+    run = finished(folder, *ARGUMENTS, data_dir=data_dir, ENGINE=request.param)
+    assert run.process.returncode == 0, run.stdout + run.stderr
+    assert run.nothing_left()
+    return run
+
+
+@pytest.fixture
+def advanced(tmp_path: Path) -> Path:
+    return copy_example("advanced_example", tmp_path / "advanced_example")
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)
+
+
+def rounds(run: Launch) -> list[dict]:
+    return run.history["rounds"]
+
+
+# --- 1. Configuration ------------------------------------------------------------------------------------------------
+
+
+def test_each_key_of_the_configuration_has_a_comment(advanced: Path) -> None:
+    text = (advanced / "pyproject.toml").read_text()
+    section = text.partition("[tool.flwr.app.config]")[2].partition("\n[")[0]
+    keys = [line for line in section.splitlines() if re.match(r"[a-z]", line)]
+    assert len(keys) > 20
+    assert [line for line in keys if not re.search(r"  # \S", line)] == []
+
+
+def test_the_run_says_what_it_was_given(run: Launch) -> None:
+    config = run.history["config"]
+    assert (run.history["clients"], config["min-clients"], config["sampled-clients"]) == ARGUMENTS[:3]
+    assert config["num-server-rounds"] == 6
+    assert (config["partitioner"], config["alpha"], config["strategy"], config["model"]) == (
+        "dirichlet",
+        0.3,
+        "fedavg",
+        "cnn",
+    )
+    assert [entry["round"] for entry in rounds(run)] == [0, 1, 2, 3, 4, 5, 6]
+    for entry in rounds(run)[1:]:
+        assert [entry[phase]["clients"] for phase in ("train", "evaluate")] == [3, 3]
+        assert [entry[phase]["failures"] for phase in ("train", "evaluate")] == [[], []]
+
+
+# --- 2. Evaluation by the server -------------------------------------------------------------------------------------
+
+
+def test_the_server_tests_the_weights_that_were_just_averaged(
+    run: Launch, monkeypatch: pytest.MonkeyPatch, data_dir: Path
+) -> None:
+    """The first and the last round's figures are the ones of the model from the seed, and of model.pt."""
+    monkeypatch.setenv("DATA_DIR", str(data_dir))
+    monkeypatch.setenv("DATASET", "synthetic")
+    images, labels = cifar_utils.load_split("test")  # no client holds these
+    batches = cifar_utils.Batches(np.array(images), labels, 512, torch.device("cpu"))
+    torch.manual_seed(run.history["config"]["seed"])
+    first, last = make_model("cnn"), make_model("cnn")
+    last.load_state_dict(weights(run.run_dir / "model.pt"))
+    for net, entry in ((first, rounds(run)[0]), (last, rounds(run)[-1])):
+        loss, accuracy = cifar_utils.test(net, batches)
+        assert entry["server"] == pytest.approx({"loss": loss, "accuracy": accuracy}, rel=1e-5)
+    assert len({entry["server"]["loss"] for entry in rounds(run)}) == 7
+    assert run.history["accuracy"] == rounds(run)[-1]["server"]["accuracy"]
+
+
+# --- 3. Schedules ----------------------------------------------------------------------------------------------------
+
+
+def test_each_round_was_sent_the_config_of_its_own(run: Launch) -> None:
+    cosine = [0.02 * (0.1 + 0.9 * (1 + math.cos(math.pi * (n - 2) / 18)) / 2) for n in (3, 4, 5, 6)]
+    sent = [entry["train"]["config"] for entry in rounds(run)[1:]]
+    assert [config["learning-rate"] for config in sent] == pytest.approx([0.01, 0.02, *cosine])
+    assert [config["local-epochs"] for config in sent] == [1, 1, 2, 2, 2, 2]
+    steps = [entry["evaluate"]["config"]["evaluate-steps"] for entry in rounds(run)[1:]]
+    assert steps == [5, 5, 5, 10, 10, 10]
+
+
+def test_clients_train_at_the_rate_that_they_are_sent(advanced: Path, data_dir: Path) -> None:
+    run = finished(advanced, 2, 2, 2, 1, "learning-rate=0", data_dir=data_dir, ENGINE="simulation")
+    assert run.process.returncode == 0, run.stdout + run.stderr
+    assert rounds(run)[1]["server"] == rounds(run)[0]["server"]
+
+
+# --- 4. Custom return values -----------------------------------------------------------------------------------------
+
+
+def test_there_is_a_row_for_each_client_and_the_means_are_weighted(run: Launch) -> None:
+    for entry in rounds(run)[1:]:
+        train, evaluate = entry["train"], entry["evaluate"]
+        for phase, accuracy in ((train, "own_accuracy"), (evaluate, "accuracy")):
+            rows = phase["by_client"]
+            assert len({row["partition-id"] for row in rows}) == 3
+            counts = [row["num-examples"] for row in rows]
+            assert len(set(counts)) > 1 or phase is evaluate  # else a mean without weights would be the same
+            means = {key for key in (*COUNTED, "loss", "accuracy", "seconds") if key in rows[0]}
+            for key in means:
+                mean = np.average([row[key] for row in rows], weights=counts)
+                assert phase[key.removeprefix("train_")] == pytest.approx(mean)
+            ranked = sorted(rows, key=lambda row: (row[accuracy], row["partition-id"]))
+            assert (phase["worst-client"], phase["worst-accuracy"]) == (
+                ranked[0]["partition-id"],
+                ranked[0][accuracy],
+            )
+            assert (phase["best-client"], phase["best-accuracy"]) == (
+                ranked[-1]["partition-id"],
+                ranked[-1][accuracy],
+            )
+            assert phase["num-examples"] == sum(counts)
+            assert phase["slowest-seconds"] == max(row["seconds"] for row in rows)
+        assert all(key in row for key in COUNTED for row in train["by_client"])
+
+
+# --- 5. The first weights --------------------------------------------------------------------------------------------
+
+
+def test_it_starts_from_a_file(run: Launch, advanced: Path, data_dir: Path) -> None:
+    """Round 0 of a run that starts from another's model.pt tests as that run's last round did."""
+    again = finished(advanced, 2, 2, 2, 1, f"init-from={run.run_dir}/model.pt", data_dir=data_dir, ENGINE="simulation")
+    assert again.process.returncode == 0, again.stdout + again.stderr
+    assert rounds(again)[0]["server"] == rounds(run)[-1]["server"]
+
+
+class Bomb:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "text", "shape", "keys", "bomb"])
+def test_a_file_that_holds_no_such_weights_is_refused(kind: str, advanced: Path, data_dir: Path) -> None:
+    path, boom = advanced / "weights.pt", advanced / "boom"
+    state = make_model("cnn").state_dict()
+    expected = "does not hold the weights of model=cnn"
+    if kind == "missing":
+        expected = "there is no file"
+    elif kind == "folder":
+        path.mkdir()
+        expected = "there is no file"
+    elif kind == "text":
+        path.write_text("no weights")
+    elif kind == "shape":
+        torch.save({**state, "fc3.bias": torch.zeros(1)}, path)
+        expected = "fc3.bias"
+    elif kind == "keys":
+        del state["fc3.bias"]
+        torch.save(state, path)
+        expected = "fc3.bias"
+    else:
+        torch.save({"fc3.bias": Bomb(boom)}, path)
+    run = finished(advanced, f"init-from={path}", data_dir=data_dir)
+    assert run.process.returncode == 2
+    assert run.stderr.startswith("error: init-from: ")
+    assert len(run.stderr.splitlines()) == 1
+    assert expected in run.stderr
+    assert not (advanced / "runs").exists()
+    assert not boom.exists()
+
+
+# --- 7. The best model; resuming is in test_resume.py ----------------------------------------------------------------
+
+
+def test_the_best_model_is_kept(run: Launch, monkeypatch: pytest.MonkeyPatch, data_dir: Path) -> None:
+    monkeypatch.setenv("DATA_DIR", str(data_dir))
+    monkeypatch.setenv("DATASET", "synthetic")
+    images, labels = cifar_utils.load_split("test")
+    net = make_model("cnn")
+    net.load_state_dict(weights(run.run_dir / "best.pt"))
+    _, accuracy = cifar_utils.test(net, cifar_utils.Batches(np.array(images), labels, 512, torch.device("cpu")))
+    assert accuracy == max(entry["server"]["accuracy"] for entry in rounds(run))
+
+
+# --- 8. and 9. Models by name, and toy data --------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_resnet_trains_on_ten_examples_a_client(advanced: Path, data_dir: Path) -> None:
+    run = finished(advanced, 3, 2, 2, 1, "model=resnet18", "toy=true", data_dir=data_dir, ENGINE="simulation")
+    assert run.process.returncode == 0, run.stdout + run.stderr
+    assert [row["num-examples"] for row in rounds(run)[1]["train"]["by_client"]] == [10, 10]
+    make_model("resnet18").load_state_dict(weights(run.run_dir / "model.pt"))
+    assert len({entry["server"]["loss"] for entry in rounds(run)}) == 2
+
+
+def test_an_unknown_model_is_refused(advanced: Path, data_dir: Path) -> None:
+    run = finished(advanced, "model=vgg", data_dir=data_dir)
+    assert run.process.returncode == 2
+    assert "model must be one of cnn, resnet18, not 'vgg'" in run.stderr
+    assert not (advanced / "runs").exists()
+
+
+# --- 9. and 10. Toy data, and clients that fail ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["simulation", pytest.param("deployment", marks=pytest.mark.slow)])
+def test_one_flaky_client_in_three(engine: str, advanced: Path, data_dir: Path) -> None:
+    arguments = (3, 2, 2, 6, "flaky-client=1", "toy=true", "partitioner=iid")
+    run = finished(advanced, *arguments, data_dir=data_dir, ENGINE=engine)
+    assert run.process.returncode == 0, run.stdout + run.stderr
+    assert len(rounds(run)) == 7
+    failed = 0
+    for entry in rounds(run)[1:]:
+        failures = entry["train"]["failures"]
+        assert len(failures) + entry["train"]["clients"] == 2
+        assert [row["num-examples"] for row in entry["train"]["by_client"]] == [10] * entry["train"]["clients"]
+        for failure in failures:
+            failed += 1
+            assert failure["partition-id"] == 1
+            assert entry["round"] % 2 == 0
+            assert "this client fails in even rounds" in failure["reason"]
+    assert failed > 0
+    assert run.nothing_left()
+
+
+@pytest.mark.slow
+def test_a_client_that_does_not_answer_is_left_behind(advanced: Path, data_dir: Path) -> None:
+    """The round timeout, with a client that hangs where it would fail."""
+    flaky = advanced / "flaky.py"
+    text = flaky.read_text()
+    line = '        raise RuntimeError("this client fails in even rounds, because flaky-client says so")\n'
+    assert line in text
+    flaky.write_text(text.replace(line, "        __import__('time').sleep(600)\n"))
+    run = finished(advanced, 3, 2, 2, 3, "flaky-client=1", "toy=true", "round-timeout=15", "seed=1", data_dir=data_dir)
+    assert run.process.returncode == 0, run.stdout + run.stderr
+    failures = [failure for entry in rounds(run)[1:] for failure in entry["train"]["failures"]]
+    assert {failure["partition-id"] for failure in failures} == {1}  # again and again: it is busy with its first round
+    assert all("no reply in time" in failure["reason"] for failure in failures)
+    assert len(rounds(run)) == 4
+    assert run.nothing_left()
+
+
+# --- Who holds what --------------------------------------------------------------------------------------------------
+
+
+def test_the_partitions_are_shown(run: Launch, data_dir: Path) -> None:
+    """As a table with every example in it, and as a picture."""
+    lines = run.stdout.splitlines()
+    (head,) = [i for i, line in enumerate(lines) if line.split()[:2] == ["client", "0"]]
+    table = [[int(word) for word in line.split()] for line in lines[head + 1 :] if re.fullmatch(r"[ \d]+", line)]
+    assert [row[0] for row in table] == [0, 1, 2, 3, 4]
+    assert all(sum(row[1:-1]) == row[-1] for row in table)
+    labels = np.load(data_dir / "synthetic/train_labels.npy")
+    assert [sum(row[1 + label] for row in table) for label in range(10)] == np.bincount(labels).tolist()
+    assert max(max(row[1:-1]) / row[-1] for row in table) > 0.3  # alpha 0.3 is far from a tenth each
+    trained = {
+        row["partition-id"]: row["num-examples"] for entry in rounds(run)[1:] for row in entry["train"]["by_client"]
+    }
+    for client, count in trained.items():
+        assert count == table[client][-1] - table[client][-1] // 10
+    assert (run.run_dir / "partitions.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_hash_is_the_model_s(run: Launch) -> None:
+    state = {name: tensor.numpy() for name, tensor in weights(run.run_dir / "model.pt").items()}
+    assert json.loads((run.run_dir / "history.json").read_text())["model_sha256"] == model_sha256(state)
+
+
+# --- What the README lets readers do ---------------------------------------------------------------------------------
+
+
+def test_the_exercise_with_a_strategy_and_a_third_model(advanced: Path, data_dir: Path) -> None:
+    """One line each, and a name where names are listed."""
+    for name, old, new in (
+        ("strategies.py", "    FedAvgM,\n", "    FedAvgM,\n    FedTrimmedAvg,\n"),
+        (
+            "strategies.py",
+            '    "krum": ',
+            '    "fedtrimmedavg": lambda c, **common: FedTrimmedAvg(beta=0.2, **common),\n    "krum": ',
+        ),
+        ("pyproject.toml", 'strategy = ["fedavg", ', 'strategy = ["fedtrimmedavg", "fedavg", '),
+        (
+            "models.py",
+            '    "cnn": Net,\n',
+            '    "cnn": Net,\n    "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)),\n',
+        ),
+    ):
+        text = (advanced / name).read_text()
+        assert text.count(old) == 1
+        (advanced / name).write_text(text.replace(old, new))
+    settings = ("strategy=fedtrimmedavg", "model=linear", "toy=true")
+    run = finished(advanced, 5, 5, 5, 2, *settings, data_dir=data_dir, ENGINE="simulation")
+    assert run.process.returncode == 0, run.stdout + run.stderr
+    assert run.history["config"]["strategy"] == "fedtrimmedavg"
+    assert set(weights(run.run_dir / "model.pt")) == {"1.weight", "1.bias"}
