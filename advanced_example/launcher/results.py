@@ -151,12 +151,12 @@ def draw(history: History, path: Path) -> None:
     styles = {"train": ("clients, training", "#0072B2", "o:"), "evaluate": ("clients, held out", "#D55E00", "s-")}
     styles["server"] = ("server, test set", "#009E73", "^--")  # colours by Okabe and Ito, 2008
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for axes, key, unit in zip(panels, ("loss", "accuracy"), (": cross-entropy per example", ""), strict=True):
+    for axes, key, label in zip(panels, ("loss", "accuracy"), ("cross-entropy per example", "accuracy"), strict=True):
         for phase, (name, colour, style) in styles.items():
             points = [(r["round"], r[phase][key]) for r in history["rounds"] if key in r.get(phase, {})]
             if points:
                 axes.plot(*zip(*points, strict=True), style, color=colour, label=name)
-        axes.set(xlabel="round", ylabel=f"{key}{unit}")
+        axes.set(xlabel="round", ylabel=label)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         if axes.lines:
