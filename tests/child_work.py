@@ -32,7 +32,7 @@ def fail_stubbornly() -> NoReturn:
 
 def kill_itself(number: int) -> None:
     os.kill(os.getpid(), number)
-    time.sleep(600)
+    time.sleep(100)
 
 
 def leave(status: int) -> NoReturn:
@@ -65,8 +65,8 @@ def hang(pid_file: Path) -> None:
     """Say which process this is, then stay."""
     pid_file.with_suffix(".part").write_text(str(os.getpid()))
     pid_file.with_suffix(".part").rename(pid_file)
-    time.sleep(600)
+    time.sleep(100)
 
 
 def leave_a_process_behind() -> int:
-    return subprocess.Popen(["sleep", "600"]).pid
+    return subprocess.Popen(["sleep", "100"]).pid

@@ -103,7 +103,7 @@ def shell(text: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
 
 
 def dry_run(command: Command, home: Path) -> None:
-    text = command.text if "--help" in command.text else re.sub(r"(\S*run\.sh)", r"\1 --dry-run", command.text)
+    text = command.text if "--help" in command.text else f"{command.text} --dry-run"
     env = environment(home / "data", HOME=str(home), PYTHONDONTWRITEBYTECODE="1")
     done = shell(text, command.cwd, **env)
     assert done.returncode == (2 if command.refused else 0), f"{command}\n{done.stderr}"
