@@ -17,7 +17,7 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
 from launcher.grid import RunGrid
-from launcher.results import write_whole
+from launcher.results import write_torch
 
 FILE = "checkpoint.pt"
 EvaluateFunction = Callable[[int, ArrayRecord], MetricRecord | None]
@@ -55,8 +55,7 @@ class Checkpoint:
             # YOUR TRAINING STEP: where the task has no accuracy, the lowest loss is the best.
             if metrics is not None and metrics["accuracy"] > self.best["accuracy"]:
                 self.best = {"round": number, "accuracy": metrics["accuracy"]}
-                state = arrays.to_torch_state_dict()
-                write_whole(self.run.folder / "best.pt", lambda file: torch.save(state, file))
+                write_torch(self.run.folder / "best.pt", arrays.to_torch_state_dict())
             self.save(number, arrays)
             return metrics
 
@@ -72,7 +71,7 @@ class Checkpoint:
             "rounds": self.run.rounds,
             "best": self.best,
         }
-        write_whole(self.run.folder / FILE, lambda file: torch.save(saved, file))
+        write_torch(self.run.folder / FILE, saved)
 
 
 # --- What is saved, as plain values ----------------------------------------------------------------------------------

@@ -95,6 +95,9 @@ def resumed(settings: Settings) -> Settings:
         raise UsageError(f"resume: ROUNDS, the total, was {total} in {folder.name}, and can't be changed to {asked}")
     if asked == total and history["status"] == "completed":
         raise UsageError(f"resume: {folder.name} has completed its {total} rounds; it goes on if ROUNDS is more")
+    secure = settings.secure or history.get("secure", False)
+    if secure and (folder / "keys").exists():
+        check_kept_keys(folder / "keys")
     if not settings.dry_run:
         reopen(folder)
     return replace(
@@ -102,10 +105,20 @@ def resumed(settings: Settings) -> Settings:
         run_dir=folder,
         engine=history["engine"],
         dataset=history["dataset"],
-        secure=settings.secure or history.get("secure", False),
+        secure=secure,
         clients=history["clients"],
         config={**before, "num-server-rounds": asked, "resume": ""},  # as if it had never been stopped
     )
+
+
+def check_kept_keys(keys: Path) -> None:
+    """Refuse keys that KEEP_KEYS=1, or a kill, has left, and that are too old by now."""
+    from security import check_keys
+
+    try:
+        check_keys(keys)
+    except ValueError as error:
+        raise UsageError(f"resume: {error}") from error
 
 
 def find_run(settings: Settings) -> Path:

@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import time
 from pathlib import Path
 
@@ -235,22 +234,16 @@ def test_a_client_never_comes(basic: Path, data_dir: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_full_disk(tmp_path: Path, data_dir: Path) -> None:
+def test_a_full_disk(small_disk: Path, data_dir: Path) -> None:
     """The rounds that were completed stay, the model is absent rather than a part of one, and the reason is said."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], capture_output=True).returncode != 0:
-        pytest.skip("may not mount a small disk here")
-    try:
-        folder = copy_example("basic", disk / "basic")
-        free = shutil.disk_usage(disk).free
-        (disk / "filler").write_bytes(bytes(free - 360 * 1024))  # enough for the app and its history, not for a model
-        run = finished(folder, 2, 2, 2, 2, data_dir=data_dir, ENGINE="simulation")
-        assert run.process.returncode == 1
-        assert "No space left on device" in run.stderr
-        assert [entry["round"] for entry in run.history["rounds"]] == [1, 2]
-        assert run.history["status"] == "failed"
-        assert not (run.run_dir / "model.pt").exists()
-        assert run.nothing_left()
-    finally:
-        subprocess.run(["umount", disk], check=True)
+    folder = copy_example("basic", small_disk / "basic")
+    with Launch(folder, 2, 2, 2, 2, data_dir=data_dir, ENGINE="simulation") as run:
+        run.wait_until(lambda: run.pids("flower-superlink"))
+        free = shutil.disk_usage(small_disk).free
+        (small_disk / "filler").write_bytes(bytes(free - 360 * 1024))  # enough for app and history, not for a model
+        assert run.wait() == 1
+    assert "No space left on device" in run.stderr
+    assert [entry["round"] for entry in run.history["rounds"]] == [1, 2]
+    assert run.history["status"] == "failed"
+    assert not (run.run_dir / "model.pt").exists()
+    assert run.nothing_left()

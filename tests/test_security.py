@@ -77,7 +77,7 @@ def test_strangers_are_turned_away(advanced: Path, data_dir: Path, tmp_path: Pat
 """
     client.write_text(client.read_text().replace(line, line + wait))
     hold.touch()
-    make_keys(tmp_path / "other", 1, "127.0.0.1")  # another authority's
+    make_keys(tmp_path / "other", 1)  # another authority's
     with Launch(advanced, 2, 2, 2, 1, "toy=true", data_dir=data_dir, SECURE="1") as run:
         run.wait_until(reached.exists, timeout=150)
         keys = run.run_dir / "keys"
@@ -143,8 +143,8 @@ def test_the_certificate_is_for_the_addresses_that_were_given(tmp_path: Path) ->
     authority, server = (x509.load_pem_x509_certificate(files[name]) for name in ("ca.crt", "server.crt"))
     server.verify_directly_issued_by(authority)
     names = server.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    assert names.get_values_for_type(x509.DNSName) == ["server.example"]
-    assert [str(address) for address in names.get_values_for_type(x509.IPAddress)] == ["192.0.2.7"]
+    assert names.get_values_for_type(x509.DNSName) == ["localhost", "server.example"]
+    assert [str(address) for address in names.get_values_for_type(x509.IPAddress)] == ["127.0.0.1", "192.0.2.7"]
     own = load_pem_private_key(files["server.key"], password=None).public_key()
     assert own == server.public_key() != authority.public_key()
     again = subprocess.run(command, capture_output=True, text=True)

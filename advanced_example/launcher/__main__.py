@@ -26,7 +26,11 @@ def main(words: list[str]) -> int:
         settings = preflight(settings)
         if settings.dry_run:
             return engine.dry_run(settings)
-        from launcher.run import Run  # needs the packages
+        from launcher import checks  # needs the packages, as what follows does
+
+        for warning in checks.check(settings):
+            print(f"WARNING: {warning}", file=sys.stderr)
+        from launcher.run import Run
 
         return Run(settings).go()
     except Stopped as stopped:  # before anything was started

@@ -44,7 +44,7 @@ def fork_server(settings: Settings, environment: Mapping[str, str]) -> list[str]
     return [sys.executable, str(script), environment["FORK_SERVER"]] if wanted else None
 
 
-def superlink(settings: Settings, run_dir: Path, port: int) -> list[str]:
+def superlink(settings: Settings, run_dir: Path, port: int, host: str = HOST) -> list[str]:
     """The server's side: it passes messages on, and starts server.py."""
     keys = run_dir / "keys"
     security = ["--insecure"]
@@ -52,17 +52,19 @@ def superlink(settings: Settings, run_dir: Path, port: int) -> list[str]:
         security = ["--ssl-ca-certfile", f"{keys}/ca.crt", "--ssl-certfile", f"{keys}/server.crt"]
         security += ["--ssl-keyfile", f"{keys}/server.key", "--enable-supernode-auth"]
     simulation = ["--simulation"] if settings.engine == "simulation" else []
-    address = ["--host", HOST, "--port", str(port)]
+    address = ["--host", host, "--port", str(port)]
     return ["flower-superlink", *security, *address, "--disable-runtime-dependency-installation", *simulation]
 
 
 def registrations(settings: Settings, run_dir: Path) -> dict[str, list[str]]:
     """Tells the SuperLink the public key of each client that it may talk to."""
     clients = range(settings.clients if settings.secure else 0)
-    return {f"register-{i}": ["flwr", "supernode", "register", f"{run_dir}/keys/client-{i}.pub"] for i in clients}
+    return {f"register-{i}": ["flwr", "supernode", "register", str(run_dir / f"keys/client-{i}.pub")] for i in clients}
 
 
-def supernodes(settings: Settings, run_dir: Path, port: int, ports: list[int]) -> dict[str, list[str]]:
+def supernodes(
+    settings: Settings, run_dir: Path, port: int, ports: list[int], host: str = HOST
+) -> dict[str, list[str]]:
     """A client's side each: it asks the SuperLink for messages, and starts client.py for each; none in a simulation."""
     keys = run_dir / "keys"
     commands = {}
@@ -70,7 +72,7 @@ def supernodes(settings: Settings, run_dir: Path, port: int, ports: list[int]) -
         security = ["--insecure"]
         if settings.secure:
             security = ["--root-certificates", f"{keys}/ca.crt", "--auth-supernode-private-key", f"{keys}/client-{i}"]
-        address = ["--superlink", f"{HOST}:{port}", "--port", str(own_port)]
+        address = ["--superlink", f"{host}:{port}", "--port", str(own_port)]
         node = ["--node-config", f"partition-id={i} num-partitions={settings.clients}"]
         commands[f"client-{i}"] = ["flower-supernode", *security, *address, *node]
     return commands
@@ -153,4 +155,8 @@ def dry_run(settings: Settings) -> int:
     clients = {**registrations(settings, run_dir), **supernodes(settings, run_dir, port, client_ports)}
     for command in [superlink(settings, run_dir, port), *clients.values(), run(settings, run_dir)]:
         print(f"+ {shlex.join(command)}")
+    if settings.engine == "deployment":
+        from launcher.machines import commands  # which builds on this module
+
+        print(f"\n{commands(settings)}", end="")
     return 0

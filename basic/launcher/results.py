@@ -34,12 +34,18 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 def write_model(path: Path, arrays: "dict[str, np.ndarray]") -> None:
-    """Write arrays as a plain PyTorch state dict; only here is PyTorch imported, and a child process may do it."""
+    """Write arrays as a plain PyTorch state dict."""
     import torch
 
-    state = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+    write_torch(path, {name: torch.from_numpy(array.copy()) for name, array in arrays.items()})
+
+
+def write_torch(path: Path, value: Any) -> None:
+    """Write what `torch.save` takes; only here and above is PyTorch imported, and a child process may do it."""
+    import torch
+
     buffer = io.BytesIO()  # torch itself does not tell that a disk is full
-    torch.save(state, buffer)
+    torch.save(value, buffer)
     write_whole(path, lambda file: file.write(buffer.getbuffer()))
 
 
@@ -75,6 +81,8 @@ def claim(folder: Path) -> bool:
 
 def reopen(folder: Path) -> None:
     """Clear away what belonged to the processes of a run that goes on; keep their logs under another name."""
+    for leftover in folder.glob(".*-*"):  # of a `write_whole` that was killed
+        leftover.unlink()
     shutil.rmtree(folder / "flwr-home", ignore_errors=True)
     (folder / "lost-clients").unlink(missing_ok=True)
     (folder / "logs").rename(folder / f"logs-{len(list(folder.glob('logs-*'))) + 1}")

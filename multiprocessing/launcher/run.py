@@ -129,7 +129,7 @@ class Run:
         if self.settings.secure and not (self.run_dir / "keys").exists():  # a run that goes on may have them
             from security import make_keys  # the example's, where it has one
 
-            make_keys(self.run_dir / "keys", self.settings.clients, engine.HOST, "localhost")
+            make_keys(self.run_dir / "keys", self.settings.clients)
         server = self.command("superlink", engine.superlink(self.settings, self.run_dir, port))
         deadline = time.monotonic() + START_TIMEOUT
         while not engine.answers(port):
