@@ -10,6 +10,7 @@ from runs import ROOT, copy_example, finished
 SOLVED = {
     "basic": ("FedAvgM", "test_exercises.py: test_server_momentum_changes_the_second_round"),
     "advanced_example": ("FedTrimmedAvg", "test_advanced.py: test_the_exercise_with_a_strategy_and_a_third_model"),
+    "multiprocessing": ("isolation=false", "test_multiprocessing.py: test_all_ways_give_the_same_model"),
 }
 
 
@@ -17,8 +18,6 @@ SOLVED = {
 def test_an_exercise_is_solved(example: str) -> None:
     section = (ROOT / example / "README.md").read_text().partition("\n## Try\n")[2].partition("\n## ")[0]
     exercises = re.findall(r"^\d\. (.+?)(?=^\d\. |\Z)", section, re.M | re.S)
-    if not exercises:
-        pytest.skip(f"the README of {example} has no exercises yet")
     assert example in SOLVED, f"solve an exercise of {example} in the tests"
     word, solution = SOLVED[example]
     assert any(word in exercise for exercise in exercises)
