@@ -52,6 +52,7 @@ class Checkpoint:
                 return None  # the start of a resumed run: these arrays were tested when their round ended
             number = server_round + self.rounds_done
             metrics = evaluate_fn(number, arrays)
+            # YOUR TRAINING STEP: where the task has no accuracy, the lowest loss is the best.
             if metrics is not None and metrics["accuracy"] > self.best["accuracy"]:
                 self.best = {"round": number, "accuracy": metrics["accuracy"]}
                 state = arrays.to_torch_state_dict()

@@ -2,7 +2,7 @@
 
 `python cifar_utils.py [auto|cifar10|synthetic]` makes the data ready, once, and says which it is.
 
-To use your own model, change `Net`; your own data, `load_partition`; your own training step, `train` and `test`.
+A copy of this folder becomes another project by what is marked YOUR MODEL, YOUR DATA and YOUR TRAINING STEP.
 """
 
 import sys
@@ -13,13 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from launcher.dataset import load_split, prepare
+from launcher import dataset
 
-NUM_CLASSES = 10
 MIN_EXAMPLES = 10  # a smaller partition could not keep a tenth of itself for evaluation
 
 
 # --- The model -------------------------------------------------------------------------------------------------------
+
+# YOUR MODEL: another network under this name, made without arguments. It takes what `to_inputs` returns.
+NUM_CLASSES = 10
 
 
 class Net(nn.Module):
@@ -48,7 +50,29 @@ def best_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+# --- The data --------------------------------------------------------------------------------------------------------
+
+# YOUR DATA: the arrays that `load_split` returns, any inputs (N, ...) with a target each, and what `to_inputs` makes of
+# a batch of them. Read files by an absolute path: Flower runs a copy of this folder, with the code in it alone. In
+# pyproject.toml, put dataset = "own", so that CIFAR-10 is not fetched.
+
+
+def load_split(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """All of the "train" split, which the clients divide, or of the "test" split, for who tests on the server.
+
+    Here images, uint8 (N, 3, 32, 32), and labels, int64 (N,), of CIFAR-10 or its stand-in, made ready by the launcher.
+    """
+    return dataset.load_split(split)
+
+
+def to_inputs(images: Tensor) -> Tensor:
+    """A batch as the model takes it: pixels from 0..255 to -1..1."""
+    return images.float().div_(127.5).sub_(1.0)
+
+
 # --- The loops -------------------------------------------------------------------------------------------------------
+
+# YOUR TRAINING STEP: the loss and the optimizer in `train`; the same loss, and what else you measure, in `test`.
 
 
 def train(
@@ -78,8 +102,8 @@ def train(
 
 
 @torch.no_grad()
-def test(net: nn.Module, batches: "Batches") -> tuple[float, float]:
-    """Return (mean cross-entropy per example, accuracy as a fraction in [0, 1])."""
+def test(net: nn.Module, batches: "Batches") -> dict[str, float]:
+    """Return the mean cross-entropy per example as "loss", and "accuracy", a fraction in [0, 1]."""
     net.eval()
     total_loss, correct, seen = 0.0, 0, 0
     for images, labels in batches:
@@ -87,11 +111,11 @@ def test(net: nn.Module, batches: "Batches") -> tuple[float, float]:
         total_loss += F.cross_entropy(logits, labels, reduction="sum").item()
         correct += int((logits.argmax(1) == labels).sum())
         seen += len(labels)
-    return total_loss / seen, correct / seen
+    return {"loss": total_loss / seen, "accuracy": correct / seen}
 
 
 class Batches:
-    """A data loader over uint8 pictures in memory: it indexes and scales a batch at a time.
+    """A data loader over arrays in memory, such as uint8 pictures: it indexes and scales a batch at a time.
 
     It stands in for `torch.utils.data.DataLoader`, which fetches and converts picture by picture. Each pass over it
     shuffles anew, and passes are the same for the same seed; without a seed the order stays as it is.
@@ -117,7 +141,7 @@ class Batches:
         if self.generator is not None:
             order = torch.randperm(self.num_examples, generator=self.generator)
         for rows in order.to(self.labels.device).split(self.batch_size):
-            yield self.images[rows].float().div_(127.5).sub_(1.0), self.labels[rows]  # pixels from 0..255 to -1..1
+            yield to_inputs(self.images[rows]), self.labels[rows]
 
 
 # --- Who holds what: partitions --------------------------------------------------------------------------------------
@@ -195,7 +219,7 @@ def load_partition(
 
 if __name__ == "__main__":
     try:
-        data = prepare(*sys.argv[1:2])
+        data = dataset.prepare(*sys.argv[1:2])
     except (RuntimeError, ValueError) as error:
         sys.exit(f"error: {error}")
     print(f"{data['name']} is ready in {data['folder']} ({data['source']})")

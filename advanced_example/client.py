@@ -36,8 +36,8 @@ def train(message: Message, context: Context) -> Message:
         penalty=proximal_term(net, config.get("proximal-mu", 0.0)),  # NEW vs basic: sent by FedProx alone
     )
     # NEW vs basic: how well this client's own model does on its own held-out examples, before it is averaged away
-    own_loss, own_accuracy = cifar_utils.test(net, held_out)
-    metrics = {"train_loss": train_loss, "own_loss": own_loss, "own_accuracy": own_accuracy}
+    own = {f"own_{name}": value for name, value in cifar_utils.test(net, held_out).items()}
+    metrics = {"train_loss": train_loss, **own}
     reply = RecordDict(
         {
             "arrays": ArrayRecord(net.state_dict()),
@@ -59,8 +59,7 @@ def evaluate(message: Message, context: Context) -> Message:
     # NEW vs basic: as many batches as the server asks for, and num-examples says how many examples that were
     shorten(batches, message.content["config"]["evaluate-steps"] * context.run_config["batch-size"])
     batches.batch_size = context.run_config["batch-size"]
-    loss, accuracy = cifar_utils.test(net, batches)
-    metrics = MetricRecord({"loss": loss, "accuracy": accuracy, "num-examples": batches.num_examples})
+    metrics = MetricRecord({**cifar_utils.test(net, batches), "num-examples": batches.num_examples})
     metrics["seconds"] = time.monotonic() - started
     return Message(content=RecordDict({"metrics": metrics}), reply_to=message)
 

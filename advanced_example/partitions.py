@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 import cifar_utils
-from launcher.dataset import load_split
 from launcher.results import load_history, write_whole
 
 MOST_ROWS = 20  # of the table; the picture has all
@@ -66,7 +65,7 @@ def main(run_dir: Path) -> None:
     config = tomllib.loads((run_dir / "run-config.toml").read_text())
     history = load_history(run_dir)
     try:
-        counts = count(load_split("train")[1], history["clients"], config)
+        counts = count(cifar_utils.load_split("train")[1], history["clients"], config)
     except ValueError as error:
         sys.exit(f"error: {error}")
     title = " ".join(f"{key} {value}" for key, value in partitioner(config).items()).removeprefix("name ")

@@ -38,8 +38,7 @@ def evaluate(message: Message, context: Context) -> Message:
     """Test the global model on examples that this client kept out of training."""
     net = load_model(message)
     _, batches = load_data(context)
-    loss, accuracy = cifar_utils.test(net, batches)
-    metrics = MetricRecord({"loss": loss, "accuracy": accuracy, "num-examples": batches.num_examples})
+    metrics = MetricRecord({**cifar_utils.test(net, batches), "num-examples": batches.num_examples})
     return Message(content=RecordDict({"metrics": metrics}), reply_to=message)
 
 

@@ -1,19 +1,24 @@
-#!/usr/bin/env python3
-"""How much of the speed of training on tensors in memory does `cifar_utils.Batches` reach? CPU seconds, one thread.
+"""How fast is training with `cifar_utils.Batches`, with tensors in memory, and with the usual transforms per picture?
 
-Run it with the data ready: DATA_DIR=... DATASET=cifar10 python benchmarks/loader.py
+Run it with the data ready: DATA_DIR=... DATASET=cifar10 python benchmarks/loader.py. It counts CPU seconds, one thread.
 """
 
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from operator import truediv as div
 
+import numpy as np
 import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "basic"))
+from common import ROOT, table
+
+sys.path.insert(0, str(ROOT / "basic"))
 
 from cifar_utils import Batches, Net, train
 from launcher.dataset import load_split
@@ -32,7 +37,22 @@ class InMemory:
             yield self.images[rows], self.labels[rows]
 
 
-def speed(batches: Batches | InMemory, examples: int) -> float:
+class PerPicture(Dataset):
+    """The usual way: a PIL picture, then ToTensor and Normalize, for each picture; a DataLoader puts them together."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+        self.images = [Image.fromarray(image.transpose(1, 2, 0)) for image in images]
+        self.labels = labels
+        self.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
+        return self.transform(self.images[row]), int(self.labels[row])
+
+
+def speed(batches: Iterable[tuple[torch.Tensor, torch.Tensor]], examples: int) -> float:
     """Examples a CPU second in one epoch of a new network."""
     start = time.process_time()
     train(Net(), batches, epochs=1, learning_rate=0.02)
@@ -45,13 +65,17 @@ def main() -> None:
     ours = Batches(images[:EXAMPLES].copy(), labels[:EXAMPLES], BATCH_SIZE, torch.device("cpu"), seed=0)
     in_memory, examples = InMemory(ours), ours.num_examples
     speed(ours, examples)  # the first optimizer imports a part of torch
-    pairs = [(speed(ours, examples), speed(in_memory, examples)) for _ in range(REPEATS)]
-    print(f"{examples} pictures, batch {BATCH_SIZE}, {REPEATS} repeats, Python {platform.python_version()}, ", end="")
-    print(f"torch {torch.__version__}, {platform.machine()}, one thread")
-    print(
-        f"examples a second, medians: {' and '.join(f'{statistics.median(s):.0f}' for s in zip(*pairs, strict=True))}"
-    )
-    print(f"ratio of ours to tensors in memory, median: {statistics.median(a / b for a, b in pairs):.2f}")
+    per_picture = DataLoader(PerPicture(images[:EXAMPLES], labels[:EXAMPLES]), BATCH_SIZE, shuffle=True)
+    ways = {"Batches": ours, "tensors in memory": in_memory, "PIL and transforms": per_picture}
+    found = [[speed(batches, examples) for batches in ways.values()] for _ in range(REPEATS)]
+    print(f"{examples} pictures, batch {BATCH_SIZE}, medians of {REPEATS}, one thread, {platform.machine()}, ", end="")
+    print(f"Python {platform.python_version()}, torch {torch.__version__}\n")
+    rows = [
+        [name, f"{statistics.median(speeds):.0f}", f"{statistics.median(map(div, speeds, first)):.2f}"]
+        for first in [[row[0] for row in found]]
+        for name, speeds in zip(ways, zip(*found, strict=True), strict=True)
+    ]
+    print(table(["data from", "examples a CPU second", "ratio to Batches"], rows))
 
 
 if __name__ == "__main__":

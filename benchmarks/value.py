@@ -56,9 +56,9 @@ def trained(parts: list[Batches], passes: int) -> Net:
 def accuracies(net: Net, held_out: list[Batches]) -> tuple[float, float]:
     """On the test split, and on what some clients have held out, each example counted once."""
     images, labels = load_split("test")
-    right = [test(net, one)[1] * one.num_examples for one in held_out]
+    right = [test(net, one)["accuracy"] * one.num_examples for one in held_out]
     whole = Batches(images.copy(), labels, 512, torch.device("cpu"))
-    return test(net, whole)[1], sum(right) / sum(one.num_examples for one in held_out)
+    return test(net, whole)["accuracy"], sum(right) / sum(one.num_examples for one in held_out)
 
 
 def on_this_machine(setting: dict[str, Any], clients: int, passes: int, only: int | None) -> tuple[float, float]:

@@ -13,6 +13,7 @@ socket), which imports while the rest of the run is still starting, and takes it
 
 import atexit
 import contextlib
+import ctypes
 import gc
 import importlib
 import os
@@ -34,6 +35,7 @@ from typing import Any, NoReturn
 MODULES = ("torch", "torch._dynamo", "cifar_utils")
 
 NUMBER = 8  # bytes of a process id, and of an exit status, on a connection
+PR_SET_PDEATHSIG = 1  # the signal that a process gets when its parent dies
 START_TIMEOUT = 120.0  # seconds that a fork server may take to import
 STARTING = threading.Lock()
 
@@ -66,14 +68,14 @@ def run_isolated(fn: Callable[..., Any], *args: Any, timeout: float | None = Non
 
     `fn` is from a module (no lambda, and not from the main script), and `fn`, `args` and the result can be pickled.
     `timeout` is in seconds, from when the child runs; `memory`, in MiB, is how much more the child may allocate than it
-    starts with (Linux only). The child has the fork server's environment, and this process's `sys.path`.
+    starts with (Linux only). The child has this process's environment variables and `sys.path`.
 
     Raises what `fn` raised, with the child's traceback as a note; TimeoutError; ChildDied where the child was killed or
     left by itself. Whatever happens, also to this process, the child is gone afterwards.
     """
     start()
     name = getattr(fn, "__qualname__", repr(fn))
-    request = pickle.dumps((sys.path, memory, pickle.dumps((fn, args))))
+    request = pickle.dumps((sys.path, dict(os.environ), memory, pickle.dumps((fn, args))))
     with _connect(os.environ["FORK_SERVER"]) as server:
         greeting = server.recv(NUMBER)
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -89,11 +91,12 @@ def run_isolated(fn: Callable[..., Any], *args: Any, timeout: float | None = Non
             if isinstance(error, TimeoutError):
                 raise TimeoutError(f"{name} was ended: it took longer than {timeout:g} s") from None
             raise
-    if len(answer) < NUMBER:
+    if not greeting or answer[-2 * NUMBER : -NUMBER] != greeting:
         raise ChildDied(f"{name}: the fork server has ended")
-    if status := int.from_bytes(answer[-NUMBER:], signed=True):
+    answer, status = answer[: -2 * NUMBER], int.from_bytes(answer[-NUMBER:], signed=True)
+    if status or not answer:
         raise ChildDied(f"{name}: {_obituary(status)}")
-    result, error = pickle.loads(answer[:-NUMBER])
+    result, error = pickle.loads(answer)
     if error is not None:
         raise error
     return result
@@ -107,7 +110,10 @@ def _connect(address: str) -> socket.socket:
         try:
             connection.connect(address)
             return connection
-        except (FileNotFoundError, ConnectionRefusedError):
+        except ConnectionRefusedError:
+            connection.close()
+            raise ChildDied(f"the fork server at {address} has ended") from None
+        except FileNotFoundError:
             connection.close()
             if time.monotonic() > deadline:
                 raise ChildDied(f"no fork server answers at {address}") from None
@@ -115,7 +121,7 @@ def _connect(address: str) -> socket.socket:
 
 
 def _read(connection: socket.socket, deadline: float | None = None) -> bytes:
-    """All that comes until the other side closes: the child's answer, then its exit status. Raises TimeoutError."""
+    """All that comes until the other side closes: the answer, process id and exit status. Raises TimeoutError."""
     received = bytearray()
     connection.settimeout(None)
     while True:
@@ -128,7 +134,7 @@ def _read(connection: socket.socket, deadline: float | None = None) -> bytes:
 
 
 def _obituary(status: int) -> str:
-    if status > 0:
+    if status >= 0:
         return f"the child process left with status {status}, without a result"
     name = signal.Signals(-status).name
     hints = {"SIGKILL": ", as the kernel does when memory runs out", "SIGSEGV": ": a crash in native code"}
@@ -141,7 +147,8 @@ def _obituary(status: int) -> str:
 def serve(address: str) -> None:
     """Fork a child for each connection to the socket at `address`, until the parent of this process ends.
 
-    On a connection come the child's process id and its answer, both from the child, and its exit status, from here.
+    On a connection come the child's process id and its answer, both from the child, and from here the process id again,
+    without which an answer was cut off, and the exit status.
     """
     parent = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the callers, which end their children
@@ -155,8 +162,9 @@ def serve(address: str) -> None:
     signal.set_wakeup_fd(wake.fileno())
     signal.signal(signal.SIGCHLD, lambda *_: None)
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(address)
+    listener.bind(f"{address}-")
     listener.listen(1024)
+    os.rename(f"{address}-", address)  # whoever sees it can connect, as long as this process lives
     poll = select.poll()
     poll.register(listener, select.POLLIN)
     poll.register(woken, select.POLLIN)
@@ -172,7 +180,7 @@ def serve(address: str) -> None:
                 child, status = ended
                 connection = children.pop(child)
                 poll.unregister(connection)
-                _report(connection, status)
+                _report(connection, child, status)
         if listener.fileno() in ready:
             connection, _ = listener.accept()
             child = os.fork()
@@ -196,11 +204,11 @@ def _ended() -> tuple[int, int] | None:
     return (child, os.waitstatus_to_exitcode(status)) if child else None
 
 
-def _report(connection: socket.socket, status: int) -> None:
+def _report(connection: socket.socket, child: int, status: int) -> None:
     """Send the status, and close the connection even where a process that the child has left holds it open, too."""
     connection.settimeout(START_TIMEOUT)
     with connection, contextlib.suppress(OSError):  # the caller may be gone
-        connection.sendall(status.to_bytes(NUMBER, signed=True))
+        connection.sendall(child.to_bytes(NUMBER) + status.to_bytes(NUMBER, signed=True))
         connection.shutdown(socket.SHUT_RDWR)
 
 
@@ -213,9 +221,12 @@ def _be_child(connection: socket.socket) -> NoReturn:
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        if sys.platform == "linux":  # elsewhere a child ends its work even where the fork server has been killed
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         connection.sendall(os.getpid().to_bytes(NUMBER))
         with connection.makefile("rb") as file:
-            sys.path[:], memory, call = pickle.load(file)
+            sys.path[:], variables, memory, call = pickle.load(file)
+        os.environ.update(variables)  # CUDA_VISIBLE_DEVICES, for one, which Ray sets for each actor
         connection.sendall(_answer(call, memory))
         sys.stdout.flush()
         sys.stderr.flush()

@@ -93,8 +93,7 @@ def evaluate(arrays: Arrays, data: Mapping[str, Any]) -> tuple[Numbers, Numbers]
     import cifar_utils
 
     _, batches = cifar_utils.load_partition(**data)
-    loss, accuracy = cifar_utils.test(_model(arrays), batches)
-    return {"loss": loss, "accuracy": accuracy, "num-examples": batches.num_examples}, _memory()
+    return {**cifar_utils.test(_model(arrays), batches), "num-examples": batches.num_examples}, _memory()
 
 
 def evaluate_on_test_split(arrays: Arrays) -> tuple[Numbers, Numbers]:
@@ -103,8 +102,7 @@ def evaluate_on_test_split(arrays: Arrays) -> tuple[Numbers, Numbers]:
 
     images, labels = cifar_utils.load_split("test")
     batches = cifar_utils.Batches(np.array(images), labels, TEST_BATCH, cifar_utils.best_device())
-    loss, accuracy = cifar_utils.test(_model(arrays, threads=os.cpu_count() or 1), batches)  # no client trains now
-    return {"loss": loss, "accuracy": accuracy}, _memory()
+    return cifar_utils.test(_model(arrays, threads=os.cpu_count() or 1), batches), _memory()  # no client trains now
 
 
 def _model(arrays: Arrays, threads: int = 1) -> Any:

@@ -79,12 +79,11 @@ def test_loss_and_accuracy_are_means_over_examples(batch_size):
     logits = net(images)
     expected_accuracy = (logits.argmax(1) == labels).float().mean().item()
 
-    loss, accuracy = cifar_utils.test(net, batches(batch_size=batch_size))
+    found = cifar_utils.test(net, batches(batch_size=batch_size))
 
-    assert loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
-    assert accuracy == pytest.approx(expected_accuracy)
-    assert isinstance(loss, float)
-    assert isinstance(accuracy, float)
+    assert found["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert found["accuracy"] == pytest.approx(expected_accuracy)
+    assert {name: type(value) for name, value in found.items()} == {"loss": float, "accuracy": float}
 
 
 @pytest.mark.parametrize(("right", "accuracy"), [(True, 1.0), (False, 0.0)])
@@ -97,7 +96,7 @@ def test_accuracy_is_a_fraction(right, accuracy):
 
     images, _ = pictures(UNEVEN)
     labels = np.full(UNEVEN, 3 if right else 4)
-    assert cifar_utils.test(Oracle(), Batches(images, labels, 32, CPU))[1] == accuracy
+    assert cifar_utils.test(Oracle(), Batches(images, labels, 32, CPU))["accuracy"] == accuracy
 
 
 def test_testing_changes_nothing_and_leaves_no_gradients():
@@ -129,11 +128,11 @@ def test_the_training_loss_is_the_mean_over_examples(epochs):
 
 def test_training_learns():
     net = make_net()
-    before, _ = cifar_utils.test(net, batches(320))
+    before = cifar_utils.test(net, batches(320))
     cifar_utils.train(net, batches(320, seed=1), epochs=15, learning_rate=0.01)
-    after, accuracy = cifar_utils.test(net, batches(320))
-    assert after < before / 2
-    assert accuracy > 0.6
+    after = cifar_utils.test(net, batches(320))
+    assert after["loss"] < before["loss"] / 2
+    assert after["accuracy"] > 0.6
 
 
 def test_training_uses_training_mode():

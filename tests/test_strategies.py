@@ -216,7 +216,8 @@ def test_its_own_held_out_tenth_is_what_it_reports_on(client: ModuleType) -> Non
     net = make_model("cnn")
     net.load_state_dict(weights(content))
     _, held_out = cifar_utils.load_partition(1, 3, CONFIG["batch-size"], CONFIG["seed"])
-    assert (content["metrics"]["own_loss"], content["metrics"]["own_accuracy"]) == cifar_utils.test(net, held_out)
+    found = {name: content["metrics"][f"own_{name}"] for name in ("loss", "accuracy")}
+    assert found == cifar_utils.test(net, held_out)
 
 
 def test_the_proximal_term_holds_it_back(client: ModuleType) -> None:
@@ -246,8 +247,8 @@ def test_it_evaluates_on_exactly_that_many_batches(client: ModuleType, steps: in
     _, held_out = cifar_utils.load_partition(1, 3, 4, CONFIG["seed"])
     client.shorten(held_out, examples)
     torch.manual_seed(0)
-    loss, accuracy = cifar_utils.test(make_model("cnn"), held_out)
-    assert (metrics["loss"], metrics["accuracy"]) == (pytest.approx(loss), accuracy)
+    expected = cifar_utils.test(make_model("cnn"), held_out)
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected)
 
 
 def test_a_poisoning_client_sends_100_times_its_update(client: ModuleType) -> None:

@@ -158,8 +158,9 @@ class Run:
             show_bar(self.show_rounds())
             if follow:
                 follow.show()
-            if running["superlink"].poll() is not None:
-                raise Failed(f"the SuperLink ended with status {running['superlink'].returncode}", "superlink")
+            for name, said in (("superlink", "SuperLink"), ("fork-server", "fork server")):
+                if name in running and running[name].poll() is not None:
+                    raise Failed(f"the {said} ended with status {running[name].returncode}", name)
             for name, process in clients.items():
                 if process.poll() is not None and name not in lost:
                     lost.append(name)

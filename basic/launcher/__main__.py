@@ -1,5 +1,6 @@
 """./run.sh comes here: check what is asked for, find an environment that has the packages, then run."""
 
+import importlib
 import signal
 import sys
 from pathlib import Path
@@ -33,18 +34,22 @@ def main(words: list[str]) -> int:
     except arguments.UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        if "--dry-run" not in words:
+            raise
+        print(f"error: to check that takes {error.name}: a run without --dry-run installs it", file=sys.stderr)
+        return 1
     except (OSError, environment.SetupError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
 
 def preflight(settings: arguments.Settings) -> arguments.Settings:
-    """Let the example refuse or complete the settings: by `check` in its preflight.py, where it has one."""
-    if not (FOLDER / "preflight.py").is_file():
-        return settings
-    from preflight import check
-
-    return check(settings)
+    """Let the example refuse or complete the settings, where it has a module for that."""
+    for module, function in (("preflight", "check"), ("capacity", "plan")):
+        if (FOLDER / f"{module}.py").is_file():
+            settings = getattr(importlib.import_module(module), function)(settings)
+    return settings
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ usage: ./run.sh [CLIENTS] [MIN_CLIENTS] [SAMPLED] [ROUNDS] [key=value ...] [--dr
   -h, --help   print this
 
 Environment: ENGINE=deployment|simulation (default {engine}), DATASET=auto|cifar10|synthetic, DATA_DIR, PORT, PYTHON,
-SECURE=1 (deployment only). Exit status: 0 completed, 1 failed, 2 wrong arguments, 128+N ended by signal N.
+SECURE=1 (deployment only), GPU_SLOTS (simulation: how many clients share the GPU at once).
+Exit status: 0 completed, 1 failed, 2 wrong arguments, 128+N ended by signal N.
 """
 
 
@@ -54,6 +55,7 @@ class Settings:
     dry_run: bool
     secure: bool = False  # TLS, and clients that are known by their keys
     given: frozenset[str] = frozenset()  # keys of the run config, and "clients", "engine", "dataset", that the user set
+    gpu_slots: int | None = None  # how many clients of a simulation may share the GPU at once
     run_dir: Path | None = None  # of a run that goes on; else a new one
 
     @property
@@ -121,6 +123,7 @@ def parse(arguments: list[str], folder: Path, environment: Mapping[str, str] = o
         dry_run="--dry-run" in options,
         secure=secure,
         given=frozenset(given),
+        gpu_slots=positive(environment["GPU_SLOTS"], "GPU_SLOTS") if environment.get("GPU_SLOTS") else None,
     )
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import socket
 import sys
 from collections.abc import Mapping
@@ -75,13 +76,20 @@ def supernodes(settings: Settings, run_dir: Path, port: int, ports: list[int]) -
     return commands
 
 
+def at_once(settings: Settings) -> int:
+    """How many clients of a simulation work at once, each in a Ray actor: one a core, and as the GPU has room for."""
+    return max(1, min(settings.sampled, os.cpu_count() or 1, settings.gpu_slots or settings.sampled))
+
+
 def run(settings: Settings, run_dir: Path) -> list[str]:
     """Sends the app to the SuperLink, and shows what server.py prints."""
     config = str(run_dir / "run-config.toml")
     command = ["flwr", "run", str(settings.folder), "local", "--stream", "--run-config", config]
     if settings.engine == "simulation":
-        actors = max(1, min(settings.sampled, os.cpu_count() or 1))
-        federation = f"num-supernodes={settings.clients} client-resources-num-cpus=1 init-args-num-cpus={actors}"
+        federation = f"num-supernodes={settings.clients} client-resources-num-cpus=1"
+        federation += f" init-args-num-cpus={at_once(settings)}"
+        if settings.gpu_slots and shutil.which("nvidia-smi"):  # a bit less than its share: Flower rounds what fits down
+            federation += f" client-resources-num-gpus={int(9999 / settings.gpu_slots) / 10000}"
         command += ["--federation-config", federation]
     return command
 

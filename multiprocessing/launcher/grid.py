@@ -19,6 +19,7 @@ from launcher.replies import busy, client_rows, fault, mean_metrics, memory, odd
 
 CONNECT_TIMEOUT = 60.0  # seconds to wait for clients that are not connected
 ANSWER_PATIENCE = 30.0  # seconds without one more answer, after which who has not said its partition id is left out
+FIRST_ANSWER = 180.0  # seconds that the first answer may take: on a busy machine Ray's workers start slowly
 PULL_INTERVAL = 0.25  # seconds at most between two looks for replies; Flower's own grid sleeps 3
 PULL_SHARE = 0.02  # of the time may go into looking: a look is quick in a simulation, and costs on the network
 
@@ -152,7 +153,9 @@ class RunGrid(Record, Grid):
                 tell(len(replies))
             lost = self._lost_partitions()
             now = time.monotonic()
-            over = (timeout is not None and now > began + timeout) or (patience is not None and now > latest + patience)
+            over = timeout is not None and now > began + timeout
+            if patience is not None:
+                over |= now > latest + (patience if replies else max(patience, FIRST_ANSWER))
             if over or all(self._partition_of.get(node) in lost for node in waiting.values()):
                 return replies
             time.sleep(min(PULL_INTERVAL, (now - looked) / PULL_SHARE))

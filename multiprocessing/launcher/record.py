@@ -14,7 +14,7 @@ import numpy as np
 from flwr.app import ArrayRecord, Context, MessageType, MetricRecord, RecordDict
 
 from launcher.replies import model_sha256
-from launcher.results import load_history, make_run_folder, newest, save_history, write_model
+from launcher.results import final, load_history, make_run_folder, save_history, write_model
 
 
 class Record:
@@ -88,9 +88,9 @@ class Record:
         """Write the trained model to model.pt, by `write_model` or `write`; its hash and accuracy to the history."""
         state = {name: array.numpy() for name, array in arrays.items()}
         (write or write_model)(self.folder / "model.pt", state)
-        by_server = newest(self._history, "server", "accuracy")
-        accuracy = newest(self._history, "evaluate", "accuracy") if by_server is None else by_server
-        self._history.update(accuracy=accuracy, model_sha256=model_sha256(state))
+        if (accuracy := final(self._history, "accuracy")) is not None:  # not every task has one
+            self._history.update(accuracy=accuracy)
+        self._history.update(model_sha256=model_sha256(state))
         save_history(self.folder, self._history)
 
     def begin(self) -> None:

@@ -9,9 +9,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import numpy as np
+if TYPE_CHECKING:  # before there are packages, a dry run comes here
+    import numpy as np
 
 History = dict[str, Any]
 STAND_IN = "synthetic (a stand-in of drawn shapes, NOT CIFAR-10)"
@@ -32,7 +33,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         raise
 
 
-def write_model(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def write_model(path: Path, arrays: "dict[str, np.ndarray]") -> None:
     """Write arrays as a plain PyTorch state dict; only here is PyTorch imported, and a child process may do it."""
     import torch
 
@@ -91,6 +92,12 @@ def newest(history: History, *path: str) -> Any:
     return None
 
 
+def final(history: History, key: str) -> Any:
+    """The newest loss or accuracy: the server's where it evaluates, else the clients'; None where there is none."""
+    by_server = newest(history, "server", key)
+    return newest(history, "evaluate", key) if by_server is None else by_server
+
+
 COLUMNS = (
     ("round", 5, lambda r: f"{r['round']}"),
     ("trained", 7, lambda r: f"{r['train']['clients']}" if "train" in r else "-"),
@@ -134,33 +141,48 @@ def clock(seconds: float | None) -> str:
 def summary(history: History, folder: Path) -> str:
     trained = sum(entry["round"] > 0 for entry in history["rounds"])
     dataset = STAND_IN if history["dataset"] == "synthetic" else history["dataset"]
-    accuracy = history.get("accuracy")
+    key = "loss" if final(history, "accuracy") is None else "accuracy"  # not every task has one
+    value = final(history, key)
     return (
         f"{history['example']}: {trained} rounds, {history['clients']} clients, dataset {dataset}, "
-        f"accuracy {'unknown' if accuracy is None else f'{accuracy:.3f}'}, {history['seconds']:.1f} s -> {folder}"
+        f"{key} {'unknown' if value is None else f'{value:.3f}'}, {history['seconds']:.1f} s -> {folder}"
     )
 
 
 def draw(history: History, path: Path) -> None:
-    """Draw loss and accuracy by round; line styles and markers tell the curves apart without colour too."""
+    """Draw loss and accuracy by round, and memory where it was noted; line styles tell curves apart without colour."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    def points(part: str, key: str) -> list[tuple[int, float]]:
+        return [(entry["round"], entry[part][key]) for entry in history["rounds"] if key in entry.get(part, {})]
+
     styles = {"train": ("clients, training", "#0072B2", "o:"), "evaluate": ("clients, held out", "#D55E00", "s-")}
     styles["server"] = ("server, test set", "#009E73", "^--")  # colours by Okabe and Ito, 2008
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for axes, key, label in zip(panels, ("loss", "accuracy"), ("cross-entropy per example", "accuracy"), strict=True):
-        for phase, (name, colour, style) in styles.items():
-            points = [(r["round"], r[phase][key]) for r in history["rounds"] if key in r.get(phase, {})]
-            if points:
-                axes.plot(*zip(*points, strict=True), style, color=colour, label=name)
+    panels = {
+        label: [(*style, points(part, key)) for part, style in styles.items()]
+        for label, key in (("loss per example", "loss"), ("accuracy", "accuracy"))
+    }
+    noted = sorted({name for entry in history["rounds"] for name in entry.get("memory", {})})
+    if noted:
+        marks = (("#0072B2", "o-"), ("#56B4E9", "s:"), ("#D55E00", "^-"), ("#E69F00", "d:"), ("#000000", "v--"))
+        panels["memory of the largest, MiB"] = [
+            (name, *mark, points("memory", name)) for name, mark in zip(noted, marks, strict=False)
+        ]
+    figure, all_axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.6), layout="constrained")
+    for axes, (label, curves) in zip(all_axes, panels.items(), strict=True):
+        for name, colour, style, curve in curves:
+            if curve:
+                axes.plot(*zip(*curve, strict=True), style, color=colour, label=name)
         axes.set(xlabel="round", ylabel=label)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
+    if noted:
+        axes.set_ylim(bottom=0)
     dataset = "stand-in of drawn shapes, not CIFAR-10" if history["dataset"] == "synthetic" else history["dataset"]
     figure.suptitle(f"{history['example']}: {history['clients']} clients, {history['sampled']} a round, {dataset}")
     write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120))
