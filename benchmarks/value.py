@@ -1,19 +1,18 @@
 #!/usr/bin/env python3
 """Is federating worth it? The same model, data and number of passes over the data, three ways.
 
-    DATA_DIR=... DATASET=cifar10 python benchmarks/value.py [--clients 10] [--passes 10] [--output value.png]
+    python benchmarks/value.py
+    python benchmarks/value.py --clients 3 --passes 2
 
 In one place: one model is trained on the training examples of all clients. Alone: each client trains a model on its
 own. Federated: `./run.sh advanced_example`, one pass a round, as many rounds as passes. In each, every client has kept
 a tenth of its examples out of training. Accuracy is on the data set's test split, which has all classes alike, and on
-those tenths, which are what each client itself will meet. Prints a table, and draws it. On two cores that nobody else
-uses it takes about ten minutes.
+those tenths, which are what each client itself will meet. DATA_DIR and DATASET say which pictures, as for ./run.sh. The
+picture goes to benchmarks/value.png.
 """
 
 import argparse
 import os
-import platform
-import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -22,13 +21,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from common import run_example, set_up, table
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "basic"))
 
 from cifar_utils import Batches, Net, load_partition, test, train
 from launcher.dataset import load_split
-from launcher.results import STAND_IN, load_history, newest
+from launcher.results import STAND_IN, newest
 
-ROOT = Path(__file__).resolve().parents[1]
 SETTINGS: dict[str, dict[str, Any]] = {
     "IID": {"name": "iid"},
     "Dirichlet, alpha 0.5": {"name": "dirichlet", "alpha": 0.5},
@@ -76,11 +76,8 @@ def federated(setting: dict[str, Any], clients: int, passes: int) -> dict[str, A
         **{"learning-rate": LEARNING_RATE, "warmup-rounds": 0, "decay-rounds": 1_000_000, "local-epochs": 1},
         **{"evaluate-steps": 1_000_000, "batch-size": BATCH_SIZE, "seed": SEED},
     }
-    words = [*map(str, (clients, clients, clients, passes)), *(f"{key}={value}" for key, value in config.items())]
-    environment = {**os.environ, "ENGINE": "simulation", "PYTHON": sys.executable}
-    command = [str(ROOT / "run.sh"), "advanced_example", *words]
-    subprocess.run(command, env=environment, check=True, stdout=sys.stderr)
-    return load_history(ROOT / "advanced_example" / "runs" / "latest")
+    pairs = (f"{key}={value}" for key, value in config.items())
+    return run_example("advanced_example", clients, clients, clients, passes, *pairs)
 
 
 def measure(setting: dict[str, Any], clients: int, passes: int) -> tuple[dict[str, tuple[float, float]], dict]:
@@ -128,23 +125,24 @@ def draw(found: dict[str, dict[str, tuple[float, float]]], title: str, path: Pat
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Is federating worth it?")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=10)
     parser.add_argument("--passes", type=int, default=10)
-    parser.add_argument("--output", type=Path, default=Path("value.png"))
-    arguments = parser.parse_args()
+    given = parser.parse_args()
     found = {}
     for name, setting in SETTINGS.items():
-        found[name], history = measure(setting, arguments.clients, arguments.passes)
+        found[name], history = measure(setting, given.clients, given.passes)
+    print(
+        f"{given.clients} clients, {given.passes} passes, batch {BATCH_SIZE}, SGD {LEARNING_RATE}; {set_up(history)}\n"
+    )
+    rows = [
+        [f"{setting}, {where}", *(f"{ways[way][column]:.3f}" for way in WAYS)]
+        for column, where in enumerate(("test split", "own held-out"))
+        for setting, ways in found.items()
+    ]
+    print(table(["accuracy", *WAYS], rows))
     dataset = STAND_IN if history["dataset"] == "synthetic" else history["dataset"]
-    said = f"{dataset}, {arguments.clients} clients, {arguments.passes} passes"
-    print(f"{said}, batch {BATCH_SIZE}, SGD {LEARNING_RATE}, seed {SEED}; Python {platform.python_version()}, ", end="")
-    print(f"flwr {history['versions']['flwr']}, torch {torch.__version__}, {platform.machine()}")
-    print(f"\n| accuracy | {' | '.join(WAYS)} |\n|---|{'---|' * len(WAYS)}")
-    for column, where in enumerate(("test split", "own held-out")):
-        for setting, ways in found.items():
-            print(f"| {setting}, {where} | {' | '.join(f'{ways[way][column]:.3f}' for way in WAYS)} |")
-    draw(found, said, arguments.output)
+    draw(found, f"{dataset}, {given.clients} clients, {given.passes} passes", Path(__file__).with_suffix(".png"))
 
 
 if __name__ == "__main__":

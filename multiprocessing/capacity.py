@@ -22,6 +22,7 @@ BASE = {"simulation": 900, "deployment": 700}  # SuperLink, ServerApp, fork serv
 SUPERNODE = 180  # two processes for each client, in deployment
 OWN = {"client": 115, "client's child": 145}
 RESIDENT = {"client": 169, "client's child": 415}  # what the history says where OWN is true: what is more, is own too
+IN_PLACE = 760  # a client's own without isolation: it has PyTorch itself
 DEVICE = 1500  # of the GPU's memory for a child: a CUDA context, and some room. Not measured: there was no GPU
 
 START = 15.0  # seconds that are no round's
@@ -62,7 +63,7 @@ def plan(settings: Settings) -> Settings:
 def memory(settings: Settings, before: History | None) -> float:
     """MiB in all, at the peak."""
     client, child = (own(who, before) for who in OWN)
-    busy = working(settings) * (client + (child if settings.config["isolation"] else 0))
+    busy = working(settings) * (client + child if settings.config["isolation"] else max(client, IN_PLACE))
     if settings.engine == "simulation":
         return BASE["simulation"] + busy
     asked = settings.clients * client if settings.sampled < settings.clients else 0  # all say who they are, once

@@ -43,6 +43,13 @@ def allocate(mib: int) -> int:
     return len(bytearray(mib * 2**20))
 
 
+def fill_memory() -> NoReturn:
+    """Take all that there is, in small pieces."""
+    pieces = []
+    while True:
+        pieces.append(bytes(1000))
+
+
 def allocate_tensor(mib: int) -> int:
     import torch
 

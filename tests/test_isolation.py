@@ -164,6 +164,8 @@ def test_a_child_that_allocates_too_much() -> None:
         run_isolated(child_work.allocate, 200, memory=100)
     with pytest.raises(RuntimeError, match="memory"):
         run_isolated(child_work.allocate_tensor, 200, memory=100)
+    with pytest.raises(MemoryError):  # with nothing left to put the error into words
+        run_isolated(child_work.fill_memory, memory=20)
     assert run_isolated(child_work.allocate, 200) == 200 * 2**20
 
 

@@ -132,7 +132,7 @@ def test_a_recorded_run(write) -> None:
     found = page(write())
     assert_self_contained(found)
     for said in (
-        "It completed 2 rounds with 2 clients on cifar10 and reached an accuracy of 0.500, in 30.0 s.",
+        "It completed 2 rounds with 2 clients on cifar10 and reached accuracy 0.500, in 30.0 s.",
         "ENGINE=simulation DATASET=cifar10 ./run.sh 2 2 2 2",
         "partition 1: RuntimeError: no more memory",
         "0123456789abcdef" * 4,
@@ -144,6 +144,15 @@ def test_a_recorded_run(write) -> None:
     ):
         assert said in found.text, said
     assert "NOT CIFAR-10" not in found.text
+
+
+def test_a_task_without_accuracy(write) -> None:
+    rounds = recorded()["rounds"]
+    for entry in rounds:
+        del entry["evaluate"]["accuracy"]
+    found = page(write(rounds=rounds, accuracy=None))
+    assert "on cifar10 and reached loss 1.400, in 30.0 s." in found.text
+    assert len(found.all("img")) == 1
 
 
 def test_where_the_time_went(write) -> None:

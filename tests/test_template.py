@@ -166,6 +166,9 @@ def test_the_places_to_change_are_marked() -> None:
             above = text.splitlines()[: definitions(text)[name].start]
             marks = [match for line in above if (match := re.match(r"# (?:(YOUR [A-Z ]+):|---)", line))]
             assert marks[-1][1] == mark, name  # no other mark, and no headline, comes between
+    for row in re.findall(r"^.*marked `YOUR .*$", (ROOT / "README.md").read_text(), re.M):
+        named, mark = re.search(r"\| (.*)marked `(YOUR [A-Z ]+)`", row).groups()
+        assert set(re.findall(r"`(\w+)`", named)) <= MARKED[mark], row
     for example in ("basic", "advanced_example", "multiprocessing"):
         assert re.search('dataset = "auto".*YOUR DATA: "own"', (ROOT / example / "pyproject.toml").read_text())
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "basic"))
 
 from launcher.processes import tail  # noqa: E402
-from launcher.results import STAND_IN, History, load_history, write_whole  # noqa: E402
+from launcher.results import STAND_IN, History, final, load_history, write_whole  # noqa: E402
 
 PHASES = ("train", "evaluate")
 # By Okabe and Ito, 2008, without those that are faint on white; lines and markers tell them apart in grey.
@@ -58,6 +58,7 @@ def read(folder: Path) -> dict[str, Any]:
         "facts": facts(history),
         "times": times(history),
         "trained": trained(history),
+        "accuracy": final(history, "accuracy"),
         "rounds": rounds_table(history),
         "clients": clients_table(history),
         "details": details_table(history),
@@ -86,9 +87,11 @@ def outcome(history: History) -> str:
     done, asked = trained(history), history.get("config", {}).get("num-server-rounds", "?")
     status = history.get("status")
     if status == "completed":
-        accuracy = "" if history.get("accuracy") is None else f" and reached an accuracy of {history['accuracy']:.3f}"
+        key = "loss" if final(history, "accuracy") is None else "accuracy"  # not every task has one
+        value = final(history, key)
+        reached = "" if value is None else f" and reached {key} {value:.3f}"
         who = f"{done} rounds with {history.get('clients')} clients"
-        return f"It completed {who} on {dataset(history)}{accuracy}, in {history['seconds']:.1f} s."
+        return f"It completed {who} on {dataset(history)}{reached}, in {history['seconds']:.1f} s."
     reason = brief(history.get("reason", "the reason is not known"))
     if status == "running":
         return f"It has not ended: {done} of {asked} rounds are there, and it is still running or was killed."
@@ -282,20 +285,22 @@ def curves(runs: list[dict[str, Any]]) -> list[dict[str, str]]:
     names = plain(", ".join(dict.fromkeys(str(run["history"].get("dataset")) for run in runs)))
     pictures = []
     for key, unit in (("loss", " per example"), ("accuracy", "")):
+        found = series(runs, key)
+        if not any(points for _, points in found):
+            continue
         figure, axes = plt.subplots(figsize=(5.2, 3.7 + 0.2 * len(runs)), layout="constrained")
-        for i, (label, points) in enumerate(series(runs, key)):  # numbered alike in both pictures
+        for i, (label, points) in enumerate(found):  # numbered alike in both pictures
             if points:
                 look = {"color": COLOURS[i % 5], "linestyle": LINES[i % 4], "marker": MARKERS[i % 5]}
                 axes.plot(*zip(*points, strict=True), **look, markersize=5, label=label)
-        if axes.lines:
-            figure.legend(fontsize=9, loc="outside lower center", ncols=3 if len(runs) == 1 else 1)
+        figure.legend(fontsize=9, loc="outside lower center", ncols=3 if len(runs) == 1 else 1)
         axes.set(xlabel="round", ylabel=f"{key}{unit}", title=f"{names}{stand_in}")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         file = io.BytesIO()
         figure.savefig(file, format="svg", metadata={"Date": None})
         plt.close(figure)
-        ends = "; ".join(f"{label}: {p[0][1]:.3f} to {p[-1][1]:.3f}" for label, p in series(runs, key) if p)
+        ends = "; ".join(f"{label}: {p[0][1]:.3f} to {p[-1][1]:.3f}" for label, p in found if p)
         alt = f"{key.capitalize()} by round. {ends}. The tables have all numbers."
         pictures.append({"src": picture(file.getvalue(), "svg+xml"), "alt": alt})
     return pictures

@@ -136,7 +136,7 @@ def command(settings: Settings, dataset: str) -> str:
         for key, value in settings.config.items()
         if key not in KEYS and value != defaults.get(key)
     ]
-    secure = ["SECURE=1"] if os.environ.get("SECURE", "") not in ("", "0") else []
+    secure = ["SECURE=1"] if settings.secure else []
     words = [f"ENGINE={settings.engine}", f"DATASET={dataset}", *secure, "./run.sh", *map(str, counts), *pairs]
     return shlex.join(words)
 
