@@ -16,7 +16,13 @@ def benchmark(name: str, *arguments: object, data_dir: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(("example", "arguments"), [("basic", (4, 2, 2)), ("multiprocessing", (6, 2, 2))])
+@pytest.mark.parametrize(
+    ("example", "arguments"),
+    [
+        ("basic", (4, 2, 2)),
+        pytest.param("multiprocessing", (6, 2, 2), marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_is_what_a_plain_loop_computes(
     example: str, arguments: tuple[int, int, int], tmp_path: Path, data_dir: Path
 ) -> None:
@@ -37,6 +43,7 @@ def test_verify_finds_two_runs_the_same_in_both_engines(data_dir: Path) -> None:
     assert "the same, bit for bit, in all rounds" in done.stdout
 
 
+@pytest.mark.slow
 def test_verify_tells_two_runs_apart(tmp_path: Path, data_dir: Path) -> None:
     """A client that draws from the clock is found out."""
     collection = tmp_path / "collection"

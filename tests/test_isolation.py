@@ -21,8 +21,9 @@ sys.path.append(str(FOLDER))  # behind basic, whose cifar_utils and launcher are
 from isolation import ChildDied, run_isolated  # noqa: E402
 
 CALLER = """
-import sys
+import signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background begins with SIGINT ignored
 sys.path[:0] = sys.argv[2:]
 import child_work
 from isolation import run_isolated

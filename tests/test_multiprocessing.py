@@ -164,6 +164,7 @@ def test_nothing_is_left(runs: dict[str, Launch]) -> None:
 # --- Memory over many rounds -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_parents_do_not_grow(folder: Path, data_dir: Path) -> None:
     run = finished(folder, 4, 4, 2, 50, data_dir=data_dir)
     assert run.process.returncode == 0, run.stdout + run.stderr
