@@ -287,6 +287,7 @@ def test_the_hash_is_the_model_s(run: Launch) -> None:
 # --- What the README lets readers do ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_exercise_with_a_strategy_and_a_third_model(advanced: Path, data_dir: Path) -> None:
     """One line each, and a name where names are listed."""
     for name, old, new in (

@@ -32,6 +32,7 @@ def losses(folder: Path, data_dir: Path) -> list[float]:
     return [entry["evaluate"]["loss"] for entry in run.history["rounds"]]
 
 
+@pytest.mark.slow
 def test_server_momentum_changes_the_second_round(tmp_path: Path, data_dir: Path) -> None:
     """In round 1 there is nothing yet that could carry on."""
     folder = copy_example("basic", tmp_path / "basic")

@@ -296,6 +296,7 @@ def test_the_collection_makes_the_page_after_a_run(collection: Path, data_dir: P
     assert "a client's process, at most" in found.text
 
 
+@pytest.mark.slow
 def test_it_makes_one_after_a_failed_run_and_a_bad_report_changes_nothing(collection: Path, data_dir: Path) -> None:
     client = collection / "basic" / "client.py"
     client.write_text(client.read_text().replace("    net = load_model(message)\n", "    raise OSError('disk')\n", 1))
