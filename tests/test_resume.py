@@ -1,5 +1,6 @@
 """A run of advanced_example that was killed goes on, and ends with the same model, bit for bit."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -44,7 +45,8 @@ def kill_everything(run: Launch) -> None:
     """The launcher first, or it would tidy up."""
     os.killpg(run.process.pid, signal.SIGKILL)
     for pid in run.pids(""):
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has ended with those that were killed before it
+            os.kill(pid, signal.SIGKILL)
 
 
 def killed_in_round_3(folder: Path, data_dir: Path, kill, engine: str = "simulation") -> Launch:
