@@ -98,10 +98,14 @@ def evaluate(arrays: Arrays, data: Mapping[str, Any]) -> tuple[Numbers, Numbers]
 
 def evaluate_on_test_split(arrays: Arrays) -> tuple[Numbers, Numbers]:
     """Test on the data set's test split, which no client has; return the metrics, and the memory it took, in MiB."""
+    import torch
+
     import cifar_utils
 
     images, labels = cifar_utils.load_split("test")
     batches = cifar_utils.Batches(np.array(images), labels, TEST_BATCH, cifar_utils.best_device())
+    if batches.images.ndim == 4:  # pictures: a sixth faster where a pixel's channels lie side by side in memory
+        batches.images = batches.images.contiguous(memory_format=torch.channels_last)
     return cifar_utils.test(_model(arrays, threads=os.cpu_count() or 1), batches), _memory()  # no client trains now
 
 

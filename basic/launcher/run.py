@@ -56,7 +56,8 @@ class Run:
             self.history["started"] = round(time.time(), 2)
             for key in ("reason", "log"):
                 self.history.pop(key, None)
-        self.printed = 0  # rounds
+        self.rounds: list[dict[str, Any]] = []  # that were shown
+        self.seen = 0  # when the history that they are from was written, in ns
 
     def go(self) -> int:
         """Return the exit status. Whatever happens, no process is left, and the history says how it ended."""
@@ -194,13 +195,16 @@ class Run:
 
     def show_rounds(self) -> list[dict[str, Any]]:
         """Print a line for each round that has come into the history; return all rounds."""
-        rounds = results.load_history(self.run_dir)["rounds"]
-        if rounds and not self.printed:
+        written = (self.run_dir / "history.json").stat().st_mtime_ns
+        if written == self.seen:  # reading a long history ten times a second would take time from the clients
+            return self.rounds
+        self.seen = written
+        printed, self.rounds = len(self.rounds), results.load_history(self.run_dir)["rounds"]
+        if self.rounds and not printed:
             print(results.HEADER)
-        for number in range(self.printed + 1, len(rounds) + 1):
-            print(results.row(rounds[:number], self.settings.config["num-server-rounds"]), flush=True)
-        self.printed = len(rounds)
-        return rounds
+        for number in range(printed + 1, len(self.rounds) + 1):
+            print(results.row(self.rounds[:number], self.settings.config["num-server-rounds"]), flush=True)
+        return self.rounds
 
     def finish(self, outcome: dict[str, str], seconds: float) -> None:
         """Write the outcome down, print the summary line under the rounds, and draw the picture."""
