@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from launcher.arguments import Settings, UsageError, shorten
+from launcher.arguments import Settings
 from launcher.processes import marked
 from launcher.results import claim, load_history, reopen
+from launcher.values import UsageError, shorten
 
 PATIENCE = 15.0  # seconds that the processes of a run that was killed have to leave
 SETTLE = 0.5  # seconds without one, after which nobody looks for them any more

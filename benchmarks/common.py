@@ -12,13 +12,22 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def run_example(
-    name: str, *arguments: object, engine: str = "simulation", may_fail: bool = False, **environment: str
+    name: str,
+    *arguments: object,
+    engine: str = "simulation",
+    resume: Path | None = None,
+    may_fail: bool = False,
+    **environment: str,
 ) -> dict[str, Any]:
-    """Run an example's ./run.sh, and return the history that it left; where it fails, show what it said, and end."""
+    """Run an example's ./run.sh, and return the history that it left; where it fails, show what it said, and end.
+
+    `resume` is the folder of a run to go on with.
+    """
     folder = ROOT / name
-    before = set(folder.glob("runs/2*"))
+    before = set(folder.glob("runs/2*")) - {resume}
+    words = [*map(str, arguments), *([f"resume={resume.name}"] if resume else [])]
     done = subprocess.run(
-        [folder / "run.sh", *map(str, arguments)],
+        [folder / "run.sh", *words],
         env={**os.environ, "ENGINE": engine, "PYTHON": sys.executable, **environment},
         capture_output=True,
         text=True,

@@ -14,8 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from launcher.arguments import Settings, UsageError
+from launcher.arguments import Settings
 from launcher.engine import at_once
+from launcher.values import UsageError
 
 # MiB that are a process's own: pages that it shares are counted once in all. (Resident sizes count them each time.)
 BASE = {"simulation": 900, "deployment": 700}  # SuperLink, ServerApp, fork server, `flwr run`; Ray's services

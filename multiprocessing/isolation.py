@@ -5,8 +5,8 @@
 This file needs nothing but Python (Linux, macOS); copy it where you like, and let MODULES be what your functions need.
 
 The child comes from a *fork server*: a process without threads that has imported what many children need, and forks
-itself for each call. That takes 0.03 s; a fresh interpreter would import PyTorch for two seconds. The caller is never
-forked itself: that would copy locks that its other threads hold, and a CUDA context does not survive it.
+itself for each call. That takes a few hundredths of a second; a fresh interpreter would import PyTorch for two. The
+caller is never forked itself: that would copy locks that its other threads hold, and CUDA does not survive it.
 `multiprocessing` has such a server too, but one for each process; here a whole run shares one (FORK_SERVER names its
 socket), which imports while the rest of the run is still starting, and takes its memory once.
 """

@@ -6,8 +6,9 @@ import tomllib
 import pytest
 from paths import BASIC
 
-from launcher.arguments import Settings, UsageError, command, parse
+from launcher.arguments import Settings, command, parse
 from launcher.engine import toml
+from launcher.values import UsageError
 
 DEFAULTS = tomllib.loads((BASIC / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
 RATE = DEFAULTS["learning-rate"]

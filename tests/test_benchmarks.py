@@ -1,8 +1,12 @@
 """The scripts that figures come from: on small data they run to the end, and what they say is true."""
 
+import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -33,6 +37,32 @@ def test_a_run_is_what_a_plain_loop_computes(
     run = finished(folder, clients, clients, sampled, rounds, data_dir=data_dir, ENGINE="simulation")
     assert run.process.returncode == 0, run.stdout + run.stderr
     assert f"accuracy {run.history['accuracy']:.3f}, model_sha256 {run.history['model_sha256']}" in said
+
+
+@pytest.mark.slow
+def test_accuracy_goes_on_with_a_run_that_was_stopped(tmp_path: Path, data_dir: Path) -> None:
+    """In a copy of the collection, so that it finds no run but its own."""
+    shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks")
+    runs = copy_example("advanced_example", tmp_path / "advanced_example") / "runs"
+    command = [sys.executable, tmp_path / "benchmarks/accuracy.py", "--rounds", "3", "dirichlet"]
+    with subprocess.Popen(command, env=environment(data_dir), stdout=subprocess.PIPE, text=True) as first:
+        deadline = time.monotonic() + 120
+        while not list(runs.glob("2*/checkpoint.pt")):
+            assert time.monotonic() < deadline
+            assert first.poll() is None
+            time.sleep(0.05)
+        (run,) = runs.glob("2*")
+        os.kill(int(run.name.rpartition("-")[2]), signal.SIGTERM)
+        assert first.wait(60) != 0
+    for _ in range(2):  # goes on, and then finds all of it there
+        done = subprocess.run(command, env=environment(data_dir), capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        history = json.loads((run / "history.json").read_text())
+        assert [entry["round"] for entry in history["rounds"]] == [0, 1, 2, 3]
+        last = history["rounds"][3]["server"]["accuracy"]
+        assert "| dirichlet | 0.625 +- 0.004 | 0.682 | " in done.stdout
+        assert f"| {last:.3f} |" in done.stdout
+        assert list(runs.glob("2*")) == [run]
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ sys.path.append(str(FOLDER))  # behind basic, whose launcher is the same
 
 import capacity  # noqa: E402
 from launcher import arguments, engine  # noqa: E402
+from launcher.values import UsageError  # noqa: E402
 
 MACHINE = 24.0 * 1024, 20.0 * 1024  # MiB: all, free
 
@@ -144,7 +145,7 @@ def test_memory_that_others_have_is_told(
 
 
 def test_what_can_not_fit_is_refused_with_the_numbers(folder: Path) -> None:
-    with pytest.raises(arguments.UsageError) as caught:
+    with pytest.raises(UsageError) as caught:
         capacity.plan(settings(folder, 200, 200, 10, 5, ENGINE="deployment"))
     assert re.match(
         r"200 SuperNodes, .* take about \d\d\.\d GiB of memory, and this machine has 24\.0", str(caught.value)
@@ -156,7 +157,7 @@ def test_what_can_not_fit_is_refused_with_the_numbers(folder: Path) -> None:
 
 def test_children_that_are_too_large_are_refused(folder: Path) -> None:
     write_run(folder, "20260101-000000-1", 100, 100, 8, 5, memory={"client's child": 8000})
-    with pytest.raises(arguments.UsageError, match=r"^4 clients at once take about .* sample fewer"):
+    with pytest.raises(UsageError, match=r"^4 clients at once take about .* sample fewer"):
         capacity.plan(settings(folder, 100, 100, 8, 5))
     capacity.plan(settings(folder, 100, 100, 2, 5))
 
@@ -252,5 +253,5 @@ def test_a_share_of_the_gpu_has_room_for_that_many(folder: Path, gpu: None) -> N
 
 @pytest.mark.parametrize("word", ["0", "-1", "two", "1.5"])
 def test_gpu_slots_that_are_no_number(folder: Path, word: str) -> None:
-    with pytest.raises(arguments.UsageError, match=rf"^GPU_SLOTS must be a whole number .*'{word}'"):
+    with pytest.raises(UsageError, match=rf"^GPU_SLOTS must be a whole number .*'{word}'"):
         settings(folder, GPU_SLOTS=word)

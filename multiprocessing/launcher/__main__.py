@@ -8,7 +8,7 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parents[1]
 sys.path[0] = str(FOLDER)  # this file is run by its path, from whatever folder the user is in
 
-from launcher import arguments, engine, environment  # noqa: E402
+from launcher import arguments, engine, environment, values  # noqa: E402
 from launcher.processes import SIGNALS, Stopped, stop  # noqa: E402
 
 
@@ -35,7 +35,7 @@ def main(words: list[str]) -> int:
         return Run(settings).go()
     except Stopped as stopped:  # before anything was started
         return 128 + stopped.args[0]
-    except arguments.UsageError as error:
+    except values.UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""The bar that a terminal shows for the round under way. The lines of finished rounds scroll by above it."""
+"""What a run shows while it is under way: a line for each finished round, and below them, on a terminal, a bar."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from launcher.results import clock, seconds_left
+from launcher.results import HEADER, clock, load_history, row, seconds_left
 
 Show = Callable[[list[dict[str, Any]]], None]
 DOING = {"train": "training", "evaluate": "evaluating", "server": "server evaluates"}
@@ -63,3 +63,40 @@ def bar(num_rounds: int, log: Path) -> Iterator[Show]:
                 progress.update(task, description=what, total=of, completed=done, replies=replies, times=times)
 
         yield show
+
+
+class Rounds:
+    """Prints a line for each round that comes into the history."""
+
+    def __init__(self, run_dir: Path, num_rounds: int) -> None:
+        self.run_dir = run_dir
+        self.num_rounds = num_rounds
+        self.rounds: list[dict[str, Any]] = []  # that were printed
+        self.written = 0  # when the history that they are from was, in ns
+
+    def show(self) -> list[dict[str, Any]]:
+        """Print the new ones, and return all."""
+        written = (self.run_dir / "history.json").stat().st_mtime_ns
+        if written == self.written:  # to read a long history ten times a second would take time from the clients
+            return self.rounds
+        self.written = written
+        printed, self.rounds = len(self.rounds), load_history(self.run_dir)["rounds"]
+        if self.rounds and not printed:
+            print(HEADER)
+        for number in range(printed + 1, len(self.rounds) + 1):
+            print(row(self.rounds[:number], self.num_rounds), flush=True)
+        return self.rounds
+
+
+class Follower:
+    """Prints what is added to a log."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        self.position = 0
+
+    def show(self) -> None:
+        with self.log.open(errors="replace") as file:
+            file.seek(self.position)
+            print(file.read(), end="", flush=True)
+            self.position = file.tell()

@@ -10,7 +10,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from launcher import DATASETS, arguments, dataset, engine, progress, results
 from launcher.processes import SIGNALS, Processes, Stopped, tail
@@ -56,8 +55,6 @@ class Run:
             self.history["started"] = round(time.time(), 2)
             for key in ("reason", "log"):
                 self.history.pop(key, None)
-        self.rounds: list[dict[str, Any]] = []  # that were shown
-        self.seen = 0  # when the history that they are from was written, in ns
 
     def go(self) -> int:
         """Return the exit status. Whatever happens, no process is left, and the history says how it ended."""
@@ -153,10 +150,11 @@ class Run:
         running = self.processes.running
         clients = {name: process for name, process in running.items() if name.startswith("client-")}
         lost: list[str] = []
-        follow = Follower(self.processes.log("run")) if self.settings.verbose else None
+        rounds = progress.Rounds(self.run_dir, self.settings.config["num-server-rounds"])
+        follow = progress.Follower(self.processes.log("run")) if self.settings.verbose else None
         while running["run"].poll() is None:
             time.sleep(POLL)
-            show_bar(self.show_rounds())
+            show_bar(rounds.show())
             if follow:
                 follow.show()
             for name, said in (("superlink", "SuperLink"), ("fork-server", "fork server")):
@@ -172,7 +170,7 @@ class Run:
                     print(f"WARNING: {said}, which is enough", file=sys.stderr)
                     gone = " ".join(lost).replace("client-", "").encode()
                     results.write_whole(self.run_dir / "lost-clients", lambda file, text=gone: file.write(text))
-        self.show_rounds()
+        rounds.show()
         if follow:
             follow.show()
         if running["run"].returncode != 0:
@@ -193,19 +191,6 @@ class Run:
         print(f"+ {shlex.join(command)}", flush=True)
         return self.processes.start(name, command, quiet)
 
-    def show_rounds(self) -> list[dict[str, Any]]:
-        """Print a line for each round that has come into the history; return all rounds."""
-        written = (self.run_dir / "history.json").stat().st_mtime_ns
-        if written == self.seen:  # reading a long history ten times a second would take time from the clients
-            return self.rounds
-        self.seen = written
-        printed, self.rounds = len(self.rounds), results.load_history(self.run_dir)["rounds"]
-        if self.rounds and not printed:
-            print(results.HEADER)
-        for number in range(printed + 1, len(self.rounds) + 1):
-            print(results.row(self.rounds[:number], self.settings.config["num-server-rounds"]), flush=True)
-        return self.rounds
-
     def finish(self, outcome: dict[str, str], seconds: float) -> None:
         """Write the outcome down, print the summary line under the rounds, and draw the picture."""
         with contextlib.suppress(OSError, ValueError):  # the server has written the rounds into it
@@ -215,7 +200,9 @@ class Run:
         if outcome["status"] == "completed":
             print(results.summary(self.history, self.run_dir), flush=True)
         if self.history["rounds"]:  # last: matplotlib takes most of a second to import
-            results.draw(self.history, self.run_dir / "history.png")
+            from launcher.picture import draw
+
+            draw(self.history, self.run_dir / "history.png")
 
     def report(self) -> None:
         """Hand the run's folder to the script AFTER_RUN, which the collection sets; how that ends changes nothing."""
@@ -231,17 +218,3 @@ class Run:
             log = self.processes.log(failure.log)
             print(f"--- the end of {log}:", file=sys.stderr)
             print(tail(log), file=sys.stderr)
-
-
-class Follower:
-    """Prints what is added to a log."""
-
-    def __init__(self, log: Path) -> None:
-        self.log = log
-        self.position = 0
-
-    def show(self) -> None:
-        with self.log.open(errors="replace") as file:
-            file.seek(self.position)
-            print(file.read(), end="", flush=True)
-            self.position = file.tell()

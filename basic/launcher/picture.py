@@ -1,0 +1,46 @@
+"""The picture of a run: history.png."""
+
+from pathlib import Path
+
+import matplotlib
+
+from launcher.results import History, write_whole
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+def draw(history: History, path: Path) -> None:
+    """Draw loss and accuracy by round, and memory where it was noted; line styles tell curves apart without colour."""
+
+    def points(part: str, key: str) -> list[tuple[int, float]]:
+        return [(entry["round"], entry[part][key]) for entry in history["rounds"] if key in entry.get(part, {})]
+
+    styles = {"train": ("clients, training", "#0072B2", "o:"), "evaluate": ("clients, held out", "#D55E00", "s-")}
+    styles["server"] = ("server, test set", "#009E73", "^--")  # colours by Okabe and Ito, 2008
+    panels = {
+        label: [(*style, points(part, key)) for part, style in styles.items()]
+        for label, key in (("loss per example", "loss"), ("accuracy", "accuracy"))
+    }
+    noted = sorted({name for entry in history["rounds"] for name in entry.get("memory", {})})
+    if noted:
+        marks = (("#0072B2", "o-"), ("#56B4E9", "s:"), ("#D55E00", "^-"), ("#E69F00", "d:"), ("#000000", "v--"))
+        panels["memory of the largest, MiB"] = [
+            (name, *mark, points("memory", name)) for name, mark in zip(noted, marks, strict=False)
+        ]
+    figure, all_axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.6), layout="constrained")
+    for axes, (label, curves) in zip(all_axes, panels.items(), strict=True):
+        for name, colour, style, curve in curves:
+            if curve:
+                axes.plot(*zip(*curve, strict=True), style, color=colour, label=name)
+        axes.set(xlabel="round", ylabel=label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
+    if noted:
+        axes.set_ylim(bottom=0)
+    dataset = "stand-in of drawn shapes, not CIFAR-10" if history["dataset"] == "synthetic" else history["dataset"]
+    figure.suptitle(f"{history['example']}: {history['clients']} clients, {history['sampled']} a round, {dataset}")
+    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120))
+    plt.close(figure)
