@@ -10,11 +10,8 @@ import time
 from collections.abc import Iterable, Iterator
 from operator import truediv as div
 
-import numpy as np
 import torch
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
+from plain.per_picture import load
 
 from common import ROOT, table
 
@@ -37,21 +34,6 @@ class InMemory:
             yield self.images[rows], self.labels[rows]
 
 
-class PerPicture(Dataset):
-    """The usual way: a PIL picture, then ToTensor and Normalize, for each picture; a DataLoader puts them together."""
-
-    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
-        self.images = [Image.fromarray(image.transpose(1, 2, 0)) for image in images]
-        self.labels = labels
-        self.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)])
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
-        return self.transform(self.images[row]), int(self.labels[row])
-
-
 def speed(batches: Iterable[tuple[torch.Tensor, torch.Tensor]], examples: int) -> float:
     """Examples a CPU second in one epoch of a new network."""
     start = time.process_time()
@@ -65,7 +47,7 @@ def main() -> None:
     ours = Batches(images[:EXAMPLES].copy(), labels[:EXAMPLES], BATCH_SIZE, torch.device("cpu"), seed=0)
     in_memory, examples = InMemory(ours), ours.num_examples
     speed(ours, examples)  # the first optimizer imports a part of torch
-    per_picture = DataLoader(PerPicture(images[:EXAMPLES], labels[:EXAMPLES]), BATCH_SIZE, shuffle=True)
+    per_picture = load(images[:EXAMPLES], labels[:EXAMPLES], BATCH_SIZE)
     ways = {"Batches": ours, "tensors in memory": in_memory, "PIL and transforms": per_picture}
     found = [[speed(batches, examples) for batches in ways.values()] for _ in range(REPEATS)]
     print(f"{examples} pictures, batch {BATCH_SIZE}, medians of {REPEATS}, one thread, {platform.machine()}, ", end="")

@@ -1,12 +1,16 @@
 #!/usr/bin/env python3
-"""What grows with the number of clients? Seconds a round, and the memory of all the run's processes. Linux only.
+"""What does a round cost as the work grows? Seconds, and the memory of all the run's processes. Linux only.
 
-Run it with the data ready: DATA_DIR=... DATASET=cifar10 python benchmarks/scale.py [CLIENTS:SAMPLED ...] [--rounds 5]
+    python benchmarks/scale.py                         # all three sweeps, about 8 minutes
+    python benchmarks/scale.py clients --rounds 3
+
+The sweeps are over clients (10 sampled), over sampled clients (of 100), and over the model's size, in simulations. For
+the last, clients have ten pictures each, so that what is left is the cost of weights that travel and are averaged.
+DATA_DIR and DATASET say which pictures, which must be ready. Makes scale.md and scale.png.
 """
 
 import argparse
 import os
-import platform
 import re
 import statistics
 import subprocess
@@ -16,35 +20,48 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "multiprocessing"))
+from common import ROOT, set_up, table
+
+sys.path.insert(0, str(ROOT / "basic"))
 
 from launcher.processes import marked
 from launcher.results import load_history, write_whole
 
 HERE = Path(__file__).resolve().parent
-FOLDER = HERE.parent / "multiprocessing"
-SIZES = ("10:10", "100:10", "1000:10", "100:40")
+# Name: label, example, clients and sampled of each run, and further settings
+SWEEPS: dict[str, list[tuple[str, str, int, int, str]]] = {
+    "clients": [(f"{n}", "multiprocessing", n, 10, "") for n in (10, 100, 1000)],
+    "sampled": [(f"{n}", "multiprocessing", 100, n, "") for n in (1, 10, 50)],
+    "parameters": [
+        ("62,006", "advanced_example", 10, 10, "toy=true model=cnn"),
+        ("11.2 million", "advanced_example", 10, 10, "toy=true model=resnet18"),
+    ],
+}
+HEADER = ["sweep", "example", "clients", "sampled", "examples a round", "MB a round", "a round, s", "peak of all, MiB"]
 INTERVAL = 0.5  # seconds between two looks at the memory
 
 
-def measure(clients: int, sampled: int, rounds: int) -> dict[str, Any]:
-    """Run it; return its figures."""
-    command = [str(FOLDER / "run.sh"), *map(str, (clients, clients, sampled, rounds))]
-    peak, most = 0.0, 0
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHON": sys.executable}) as launcher:
+def measure(example: str, clients: int, sampled: int, settings: str, rounds: int) -> dict[str, Any]:
+    """Run it; return its figures, without those of round 1, which waits for imports."""
+    folder, peak = ROOT / example, 0.0
+    command = [str(folder / "run.sh"), *map(str, (clients, clients, sampled, rounds)), *settings.split()]
+    environment = {**os.environ, "PYTHON": sys.executable, "ENGINE": "simulation"}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment) as launcher:
         while launcher.poll() is None:
             time.sleep(INTERVAL)
-            for run_dir in FOLDER.glob(f"runs/*-{launcher.pid}"):
-                sizes = [size for pid in [launcher.pid, *marked(run_dir)] if (size := own_share(pid))]
-                peak, most = max(peak, sum(sizes)), max(most, len(sizes))
+            for run_dir in folder.glob(f"runs/*-{launcher.pid}"):
+                peak = max(peak, sum(own_share(pid) for pid in [launcher.pid, *marked(run_dir)]))
     if launcher.returncode != 0:
         sys.exit(f"{' '.join(command)} ended with status {launcher.returncode}")
     history = load_history(run_dir)
-    seconds = [entry["seconds"] for entry in history["rounds"]]
+    later = [entry for entry in history["rounds"] if entry["round"] > 1]
+    examples = [sum(row["num-examples"] for row in entry["train"]["by_client"]) for entry in later]
     return {
-        **{"clients": clients, "sampled": sampled, "rounds": seconds[1:], "later": statistics.median(seconds[2:])},
-        **{"rest": history["seconds"] - sum(seconds[1:]), "peak": peak, "processes": most},
-        "dataset": history["dataset"],
+        "examples": statistics.median(examples),
+        "megabytes": statistics.median(entry["bytes"] for entry in later) / 1e6,
+        "seconds": statistics.median(entry["seconds"] for entry in later),
+        "peak": peak,
+        "history": history,
     }
 
 
@@ -56,51 +73,46 @@ def own_share(pid: int) -> float:
     return 0
 
 
-def table(found: list[dict[str, Any]]) -> str:
-    lines = [
-        "| clients | sampled | round 1, s | a later round, s | the rest of the run, s | peak of all, MiB | processes |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in found:
-        lines.append(
-            f"| {row['clients']} | {row['sampled']} | {row['rounds'][0]:.1f} | {row['later']:.2f} | {row['rest']:.1f} "
-            f"| {row['peak']:.0f} | {row['processes']} |"
-        )
-    return "\n".join(lines)
-
-
-def draw(found: list[dict[str, Any]], path: Path) -> None:
+def draw(found: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
+    """A column of two panels for each sweep, `found` being {sweep: {label: figures}}."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    names = [f"{row['clients']}\n{row['sampled']}" for row in found]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
-    left.bar(names, [row["later"] for row in found], color="#0072B2")
-    right.bar(names, [row["peak"] for row in found], color="#E69F00", hatch="//", edgecolor="white")
-    left.set(xlabel="clients, and how many are sampled", ylabel="seconds a round, median")
-    right.set(xlabel="clients, and how many are sampled", ylabel="peak memory of all processes, MiB")
+    figure, axes = plt.subplots(
+        2, len(found), figsize=(3 * len(found), 5), layout="constrained", sharey="row", squeeze=False
+    )
+    for (sweep, runs), (upper, lower) in zip(found.items(), axes.T, strict=True):
+        upper.bar(list(runs), [run["seconds"] for run in runs.values()], color="#0072B2")
+        lower.bar(list(runs), [run["peak"] for run in runs.values()], color="#E69F00", hatch="//", edgecolor="white")
+        lower.set_xlabel(sweep)
+    axes[0][0].set_ylabel("seconds a round, median")
+    axes[1][0].set_ylabel("peak memory of all, MiB")
     write_whole(path, lambda file: figure.savefig(file, format="png", dpi=90))
     plt.close(figure)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "sizes", nargs="*", default=SIZES, metavar="CLIENTS:SAMPLED", help=f"default: {' '.join(SIZES)}"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="SWEEP", help=f"of {', '.join(SWEEPS)}; all by default")
     parser.add_argument("--rounds", type=int, default=5, help="at least 2")
     parser.add_argument("--out", type=Path, default=HERE, help="the folder for scale.md and scale.png")
-    arguments = parser.parse_args()
-    found = [measure(*map(int, size.split(":")), arguments.rounds) for size in arguments.sizes]
-    set_up = (
-        f"{arguments.rounds} rounds each, simulation; {platform.system()}, {os.cpu_count()} cores, "
-        f"Python {platform.python_version()}, dataset {found[0]['dataset']}"
-    )
-    text = f"{set_up}\n\n{table(found)}\n"
-    write_whole(arguments.out / "scale.md", lambda file: file.write(text.encode()))
-    draw(found, arguments.out / "scale.png")
+    given = parser.parse_args()
+    if unknown := set(given.names) - set(SWEEPS):
+        parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(SWEEPS)}")
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    rows = []
+    for name in given.names or SWEEPS:
+        for label, example, clients, sampled, settings in SWEEPS[name]:
+            run = measure(example, clients, sampled, settings, given.rounds)
+            found.setdefault(name, {})[label] = run
+            figures = [f"{run['examples']:.0f}", f"{run['megabytes']:.1f}", f"{run['seconds']:.2f}"]
+            rows.append([f"{name}: {label}", example, f"{clients}", f"{sampled}", *figures, f"{run['peak']:.0f}"])
+            print(*rows[-1], file=sys.stderr, flush=True)
+    text = f"{given.rounds} rounds each, simulation; {set_up(run['history'])}\n\n{table(HEADER, rows)}\n"
+    write_whole(given.out / "scale.md", lambda file: file.write(text.encode()))
+    draw(found, given.out / "scale.png")
     print(text)
 
 
