@@ -33,7 +33,7 @@ if __name__ == "__main__":
 
 
 def start_server(address: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, str(FOLDER / "isolation.py"), str(address)])
+    return subprocess.Popen([sys.executable, str(FOLDER / "fork_server.py"), str(address)])
 
 
 @pytest.fixture(scope="module")

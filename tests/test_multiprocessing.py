@@ -72,7 +72,7 @@ def test_the_fork_server_is_killed(hanging: Launch) -> None:
     """No client could do anything any more: the run says so, rather than fail client by client."""
     launcher = hanging.process.pid
     own = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    (server,) = {int(pid) for pid in own} & set(hanging.pids("isolation.py"))  # the other ones are its children
+    (server,) = {int(pid) for pid in own} & set(hanging.pids("fork_server.py"))  # the other ones are its children
     os.kill(server, signal.SIGKILL)
     assert hanging.wait(30) == 1
     assert "the fork server ended with status -9" in hanging.stderr

@@ -39,7 +39,7 @@ def answers(port: int) -> bool:
 
 def fork_server(settings: Settings, environment: Mapping[str, str]) -> list[str] | None:
     """What clients' children are forked from, in the example that has them, where they are asked for."""
-    script = settings.folder / "isolation.py"
+    script = settings.folder / "fork_server.py"
     wanted = script.is_file() and settings.config.get("isolation")
     return [sys.executable, str(script), environment["FORK_SERVER"]] if wanted else None
 
@@ -128,7 +128,7 @@ def environment(settings: Settings, run_dir: Path, scratch: Path) -> dict[str, s
         "DATA_DIR": str(data_dir()),
         "DATASET": settings.dataset,
         "RAY_TMPDIR": str(scratch),  # not in the run's folder: its sockets need a short path
-        "FORK_SERVER": str(scratch / "fork-server"),  # of multiprocessing/isolation.py
+        "FORK_SERVER": str(scratch / "fork-server"),  # of multiprocessing/fork_server.py
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": TASK_POLL,
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
