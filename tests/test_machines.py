@@ -177,6 +177,7 @@ def test_a_run_completes(network: Network) -> None:
     status, history = network.outcome()
     assert status == "finished:completed", network.log("server", "run")
     assert [row["partition-id"] for row in history["rounds"][-1]["train"]["by_client"]] == [0, 1, 2]
+    assert (history["status"], history["example"]) == ("completed", "advanced-example")
 
 
 @pytest.mark.slow

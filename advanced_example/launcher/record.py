@@ -5,6 +5,7 @@ import math
 import os
 import platform
 import time
+import tomllib
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -28,9 +29,11 @@ class Record:
         try:
             self._history = load_history(self.folder)  # the launcher wrote down what was asked for
         except FileNotFoundError:  # no launcher: `flwr run` by hand, or several machines
+            project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
             counts = {"min_clients": config["min-clients"], "sampled": config["sampled-clients"]}
-            said = {"example": "app", "dataset": os.environ.get("DATASET", "auto"), "clients": config["min-clients"]}
-            self._history = {"schema": 1, "status": "running", **said, **counts}
+            said = {"example": project["name"], "engine": "deployment", "dataset": os.environ.get("DATASET", "auto")}
+            began = {"started": round(time.time(), 2), "clients": config["min-clients"]}
+            self._history = {"schema": 1, "status": "running", **said, **began, **counts}
         versions = {"python": platform.python_version(), **{name: version(name) for name in ("flwr", "torch", "numpy")}}
         self._history.update(config=dict(config), rounds=[], versions=versions)
 
@@ -91,6 +94,8 @@ class Record:
         if (accuracy := final(self._history, "accuracy")) is not None:  # not every task has one
             self._history.update(accuracy=accuracy)
         self._history.update(model_sha256=model_sha256(state))
+        if "RUN_DIR" not in os.environ:  # else the launcher says how the run ended, and how long it took
+            self._history.update(status="completed", seconds=round(time.time() - self._history["started"], 1))
         save_history(self.folder, self._history)
 
     def begin(self) -> None:
