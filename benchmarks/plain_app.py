@@ -16,6 +16,10 @@ from pathlib import Path
 
 from common import ROOT
 
+sys.path.insert(0, str(ROOT / "basic"))
+
+from launcher.engine import answers
+
 SUPERLINK = ["flower-superlink", "--insecure", "--simulation", "--disable-runtime-dependency-installation", "--port"]
 
 
@@ -54,11 +58,6 @@ def run(clients: int, rounds: int) -> float:
         if b'"finished:completed"' not in listing.stdout:
             sys.exit(Path(folder, "log").read_text())
     return seconds
-
-
-def answers(port: int) -> bool:
-    with socket.socket() as one:
-        return one.connect_ex(("127.0.0.1", port)) == 0
 
 
 if __name__ == "__main__":
