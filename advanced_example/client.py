@@ -10,6 +10,7 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from torch import Tensor, nn
 
 import cifar_utils
+from augmentation import Augmented
 from flaky import flaky
 from launcher.name_tag import tagged_client_app
 from models import make_model
@@ -30,7 +31,7 @@ def train(message: Message, context: Context) -> Message:
     batches, held_out = load_data(context, server_round=config["server-round"])
     train_loss = cifar_utils.train(
         net,
-        batches,
+        Augmented(batches) if context.run_config["augment"] else batches,  # NEW vs basic: pictures shifted, mirrored
         epochs=config["local-epochs"],  # NEW vs basic: this, and the learning rate, differ from round to round
         learning_rate=config["learning-rate"],
         penalty=proximal_term(net, config.get("proximal-mu", 0.0)),  # NEW vs basic: sent by FedProx alone

@@ -1,6 +1,7 @@
 """advanced_example's strategies, schedules and client code, called as Flower calls them, with Flower's own messages."""
 
 import importlib.util
+import itertools
 import tomllib
 from pathlib import Path
 from types import ModuleType
@@ -8,6 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
 from paths import ADVANCED
@@ -15,6 +17,7 @@ from runs import copy_example, finished
 from test_replies import reply, request
 
 import cifar_utils
+from augmentation import shift_and_mirror
 from models import MODELS, make_model
 from schedules import evaluate_config, train_config
 from strategies import STRATEGIES, Private, make_strategy
@@ -262,6 +265,43 @@ def test_a_poisoning_client_sends_100_times_its_update(client: ModuleType) -> No
 def test_toy_data_is_ten_examples(client: ModuleType) -> None:
     content = ask(client, MessageType.TRAIN, {"toy": True}, **{"local-epochs": 1, "learning-rate": 0.01})
     assert content["metrics"]["num-examples"] == 10
+
+
+# --- Augmentation ----------------------------------------------------------------------------------------------------
+
+
+def cut(frame: torch.Tensor, top: int, left: int, mirrored: bool) -> torch.Tensor:
+    part = frame[:, top : top + 32, left : left + 20]
+    return part.flip(2) if mirrored else part
+
+
+def test_each_picture_is_shifted_and_mirrored_by_itself() -> None:
+    images = torch.rand(64, 3, 32, 20)
+    moved = shift_and_mirror(images, torch.Generator().manual_seed(0))
+    assert moved.shape == images.shape
+    padded = F.pad(images, [4] * 4, mode="reflect")
+    ways = [
+        [
+            (top, left, mirrored)
+            for top, left, mirrored in itertools.product(range(9), range(9), (False, True))
+            if torch.equal(move, cut(frame, top, left, mirrored))
+        ]
+        for move, frame in zip(moved, padded, strict=True)
+    ]
+    assert all(len(way) == 1 for way in ways)
+    tops, lefts, mirrors = zip(*(way[0] for way in ways), strict=True)
+    assert set(tops) == set(lefts) == set(range(9))
+    assert 16 < sum(mirrors) < 48
+
+
+def test_augment_changes_what_a_client_trains_on(client: ModuleType) -> None:
+    def weights(augment: bool) -> ArrayRecord:
+        content = ask(client, MessageType.TRAIN, {"augment": augment}, **{"local-epochs": 2, "learning-rate": 0.01})
+        assert content["metrics"]["num-examples"] == 180
+        return content["arrays"]
+
+    assert weights(True) == weights(True)
+    assert weights(True) != weights(False)
 
 
 # --- Models ----------------------------------------------------------------------------------------------------------
