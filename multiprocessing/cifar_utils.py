@@ -133,9 +133,6 @@ class Batches:
     def num_examples(self) -> int:
         return len(self.labels)
 
-    def __len__(self) -> int:
-        return -(-self.num_examples // self.batch_size)
-
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.arange(self.num_examples)
         if self.generator is not None:
@@ -218,10 +215,4 @@ def load_partition(
 
 
 if __name__ == "__main__":
-    try:
-        data = dataset.prepare(*sys.argv[1:2])
-    except (RuntimeError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    print(f"{data['name']} is ready in {data['folder']} ({data['source']})")
-    if data["reason"]:
-        print(f"It stands in for CIFAR-10: {data['reason']}")
+    sys.exit(dataset.main(sys.argv[1:]))

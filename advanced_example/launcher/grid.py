@@ -4,7 +4,6 @@ Strategies stay the library's: they reach the clients through a `Grid`, so one w
 """
 
 import random
-import re
 import time
 from collections.abc import Callable, Iterable
 from logging import WARNING
@@ -14,6 +13,7 @@ from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.common import log
 from flwr.serverapp import Grid
 
+from launcher.nodes import Nodes
 from launcher.record import Record
 from launcher.replies import busy, client_rows, fault, mean_metrics, memory, odd_ones_out, payload
 
@@ -38,7 +38,7 @@ class RunGrid(Record, Grid):
         self._seed = int(context.run_config["seed"])
         self._wanted = self._history["clients"]  # how many to wait for: all of them, and after that MIN_CLIENTS
         self._waited = False  # whether that first wait is over
-        self._partition_of: dict[int, int] = {}  # node id -> partition id, as far as it is known
+        self._nodes = Nodes(self.folder)
 
     # --- The clients -------------------------------------------------------------------------------------------------
 
@@ -48,7 +48,7 @@ class RunGrid(Record, Grid):
         Waits until there are enough; raises TimeoutError where there are too few after a minute.
         """
         deadline = time.monotonic() + CONNECT_TIMEOUT
-        while len(nodes := self._connected()) < self._wanted - len(self._lost_partitions()):
+        while len(nodes := self._nodes.left(self._grid.get_node_ids())) < self._wanted - len(self._nodes.lost()):
             if time.monotonic() > deadline:
                 break
             time.sleep(PULL_INTERVAL)
@@ -59,31 +59,18 @@ class RunGrid(Record, Grid):
             self._waited = True
             self.begin()
         if len(nodes) > self._sampled:  # it matters who is drawn: ask each node once for its partition id
-            unknown = [node for node in nodes if node not in self._partition_of]
+            known = self._nodes.partition_of
+            unknown = [node for node in nodes if node not in known]
             queries = [Message(RecordDict(), node, MessageType.QUERY) for node in unknown]
             answered = self._exchange(queries, patience=ANSWER_PATIENCE)
-            nodes = [node for node in nodes if node in self._partition_of or node in answered]
+            nodes = [node for node in nodes if node in known or node in answered]
         if len(nodes) < self._min_clients:
             raise TimeoutError(f"{len(nodes)} clients answer, and a round needs {self._min_clients}")
         # Strategies draw their sample next, from Python's global generator. So does Flower, for its heartbeats, when
         # one is due: only a seed for each sample makes the samples repeatable.
         phases = sum(phase in entry for entry in self.rounds for phase in (MessageType.TRAIN, MessageType.EVALUATE))
         random.seed(f"{self._seed} {phases}")
-        return sorted(nodes, key=self._order)
-
-    def _connected(self) -> list[int]:
-        lost = self._lost_partitions()
-        return [node for node in self._grid.get_node_ids() if self._partition_of.get(node) not in lost]
-
-    def _lost_partitions(self) -> set[int]:
-        """Clients whose process has ended, as the launcher saw; Flower itself notices after a minute."""
-        try:
-            return {int(partition) for partition in (self.folder / "lost-clients").read_text().split()}
-        except FileNotFoundError:
-            return set()
-
-    def _order(self, node: int) -> tuple[float, int]:
-        return self._partition_of.get(node, float("inf")), node
+        return self._nodes.ordered(nodes)
 
     # --- Messages ----------------------------------------------------------------------------------------------------
 
@@ -105,10 +92,10 @@ class RunGrid(Record, Grid):
         reasons = {m.metadata.dst_node_id: "no reply in time, or the client is gone" for m in messages}
         reasons |= {node: fault(reply, content, self.examples) for node, reply in replies.items()}
         reasons |= odd_ones_out({node: replies[node] for node, reason in reasons.items() if reason is None})
-        nodes = sorted(reasons, key=self._order)
+        nodes, partition_of = self._nodes.ordered(list(reasons)), self._nodes.partition_of
         good = [replies[node] for node in nodes if reasons[node] is None]
         failures = [
-            {"partition-id": self._partition_of.get(node), "reason": reasons[node]} for node in nodes if reasons[node]
+            {"partition-id": partition_of.get(node), "reason": reasons[node]} for node in nodes if reasons[node]
         ]
         entry = self.round(server_round)
         entry["phase_seconds"][phase] = round(busy(replies.values(), since=began), 2)
@@ -149,24 +136,15 @@ class RunGrid(Record, Grid):
                 node = waiting.pop(reply.metadata.reply_to_message_id)
                 replies[node] = reply
                 latest = time.monotonic()
-                self._note_partition(node, reply)
+                self._nodes.note(node, reply)
                 tell(len(replies))
-            lost = self._lost_partitions()
             now = time.monotonic()
             over = timeout is not None and now > began + timeout
             if patience is not None:
                 over |= now > latest + (patience if replies else max(patience, FIRST_ANSWER))
-            if over or all(self._partition_of.get(node) in lost for node in waiting.values()):
+            if over or not self._nodes.left(list(waiting.values())):
                 return replies
             time.sleep(min(PULL_INTERVAL, (now - looked) / PULL_SHARE))
-
-    def _note_partition(self, node: int, reply: Message) -> None:
-        if reply.has_error():
-            tag = re.search(r"partition (\d+): ", reply.error.reason or "")
-            if tag:
-                self._partition_of[node] = int(tag[1])
-        elif "client" in reply.content:
-            self._partition_of[node] = int(reply.content["client"]["partition-id"])
 
     # --- The rest is the wrapped grid's ------------------------------------------------------------------------------
 

@@ -136,3 +136,15 @@ def load_split(split: str, name: str = "") -> Arrays:
             f"{labels.dtype} {labels.shape}. Remove the folder, and it is made again"
         )
     return images, labels
+
+
+def main(arguments: list[str]) -> str | None:
+    """`python cifar_utils.py [NAME]`: make a data set ready, and say which it is; return the error, if there is one."""
+    try:
+        data = prepare(*arguments[:1])
+    except (RuntimeError, ValueError) as error:
+        return f"error: {error}"
+    print(f"{data['name']} is ready in {data['folder']} ({data['source']})")
+    if data["reason"]:
+        print(f"It stands in for CIFAR-10: {data['reason']}")
+    return None

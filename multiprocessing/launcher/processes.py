@@ -20,6 +20,14 @@ PATIENCE = 4.0  # seconds from SIGTERM to SIGKILL
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+class Failed(Exception):
+    """The run can't go on; `log` names the log that tells why."""
+
+    def __init__(self, reason: str, log: str | None = None) -> None:
+        super().__init__(reason)
+        self.log = log
+
+
 class Stopped(BaseException):
     """A signal asked the launcher to stop."""
 

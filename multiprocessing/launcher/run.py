@@ -1,7 +1,6 @@
-"""One run, from the data to the summary line: it starts the server and the clients, watches them, and stops them."""
+"""Starts the server and the clients of a run, has them watched, and stops them."""
 
 import contextlib
-import json
 import os
 import shlex
 import signal
@@ -12,18 +11,11 @@ import time
 from pathlib import Path
 
 from launcher import DATASETS, arguments, dataset, engine, progress, results
-from launcher.processes import SIGNALS, Processes, Stopped, tail
+from launcher.processes import SIGNALS, Failed, Processes, Stopped, tail
+from launcher.watch import watch
 
 START_TIMEOUT = 60.0  # seconds for the SuperLink to answer
 POLL = 0.1
-
-
-class Failed(Exception):
-    """The run can't go on; `log` names the log that tells why."""
-
-    def __init__(self, reason: str, log: str | None = None) -> None:
-        super().__init__(reason)
-        self.log = log
 
 
 class Run:
@@ -40,8 +32,6 @@ class Run:
             "example": settings.example,
             "engine": settings.engine,
             "dataset": settings.dataset,
-            "status": "running",
-            "started": round(time.time(), 2),
             "clients": settings.clients,
             "min_clients": settings.min_clients,
             "sampled": settings.sampled,
@@ -51,10 +41,10 @@ class Run:
         if settings.secure:
             self.history["secure"] = True
         if settings.run_dir:  # it goes on: with the rounds that are there, and without the end that it came to
-            self.history = {**results.load_history(run_dir), "status": "running", "config": settings.config}
-            self.history["started"] = round(time.time(), 2)
+            self.history = {**results.load_history(run_dir), "config": settings.config}
             for key in ("reason", "log"):
                 self.history.pop(key, None)
+        self.history.update(status="running", started=round(time.time(), 2))
 
     def go(self) -> int:
         """Return the exit status. Whatever happens, no process is left, and the history says how it ended."""
@@ -65,7 +55,7 @@ class Run:
             self.prepare_data()
             self.start()
             with progress.bar(self.settings.config["num-server-rounds"], self.processes.log("progress")) as show_bar:
-                self.watch(show_bar)
+                watch(self.settings, self.processes, show_bar)
         except Failed as error:
             code, failure, outcome = 1, error, {"status": "failed", "reason": str(error)}
             if error.log:
@@ -145,46 +135,6 @@ class Run:
             self.command(name, command)
         self.command("run", engine.run(self.settings, self.run_dir))
 
-    def watch(self, show_bar: progress.Show) -> None:
-        """Follow the run until it ends; end it where it can't go on."""
-        running = self.processes.running
-        clients = {name: process for name, process in running.items() if name.startswith("client-")}
-        lost: list[str] = []
-        rounds = progress.Rounds(self.run_dir, self.settings.config["num-server-rounds"])
-        follow = progress.Follower(self.processes.log("run")) if self.settings.verbose else None
-        while running["run"].poll() is None:
-            time.sleep(POLL)
-            show_bar(rounds.show())
-            if follow:
-                follow.show()
-            for name, said in (("superlink", "SuperLink"), ("fork-server", "fork server")):
-                if name in running and running[name].poll() is not None:
-                    raise Failed(f"the {said} ended with status {running[name].returncode}", name)
-            for name, process in clients.items():
-                if process.poll() is not None and name not in lost:
-                    lost.append(name)
-                    alive, least = len(clients) - len(lost), self.settings.min_clients
-                    said = f"{name} ended with status {process.returncode}; {alive} of {len(clients)} clients are left"
-                    if alive < least:
-                        raise Failed(f"{said}, and a round needs {least}", name)
-                    print(f"WARNING: {said}, which is enough", file=sys.stderr)
-                    gone = " ".join(lost).replace("client-", "").encode()
-                    results.write_whole(self.run_dir / "lost-clients", lambda file, text=gone: file.write(text))
-        rounds.show()
-        if follow:
-            follow.show()
-        if running["run"].returncode != 0:
-            raise Failed("the run could not be started", "run")
-        listing = subprocess.run(
-            engine.outcome(), env=self.processes.environment, cwd=self.run_dir, capture_output=True, text=True
-        )
-        try:
-            run = json.loads(listing.stdout)["runs"][0]
-        except (ValueError, LookupError):
-            raise Failed(f"the SuperLink does not tell how the run ended: {listing.stdout}{listing.stderr}") from None
-        if run["status"] != "finished:completed":
-            raise Failed(run.get("status-details") or run["status"], "run")
-
     # --- What is shown, and what is left -----------------------------------------------------------------------------
 
     def command(self, name: str, command: list[str], quiet: bool = True) -> subprocess.Popen[bytes]:
@@ -216,5 +166,4 @@ class Run:
         print(f"error: {failure}", file=sys.stderr)
         if failure.log:
             log = self.processes.log(failure.log)
-            print(f"--- the end of {log}:", file=sys.stderr)
-            print(tail(log), file=sys.stderr)
+            print(f"--- the end of {log}:\n{tail(log)}", file=sys.stderr)
