@@ -16,11 +16,24 @@ from launcher.replies import model_sha256
 ENGINES = ("deployment", "simulation")
 
 
-@pytest.fixture(scope="module", params=ENGINES)
-def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Launch:
-    """`./run.sh 3 3 3 2` in a folder copied to a path with a space, started from another working directory."""
-    folder = copy_example("basic", tmp_path_factory.mktemp(request.param) / "my project")
-    return finished(folder, 3, 3, 3, 2, "learning-rate=0.02", data_dir=data_dir, cwd=Path("/"), ENGINE=request.param)
+# SAMPLED below CLIENTS: exactly that many train, the same ones, whatever the engine and whoever is first.
+CLIENTS, SAMPLED = 4, 2
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> dict[str, Launch]:
+    """`./run.sh 4 3 2 2` in a folder copied to a path with a space, started from another working directory."""
+    made = {}
+    for engine in ENGINES:
+        folder = copy_example("basic", tmp_path_factory.mktemp(engine) / "my project")
+        arguments = (CLIENTS, 3, SAMPLED, 2, "learning-rate=0.02")
+        made[engine] = finished(folder, *arguments, data_dir=data_dir, cwd=Path("/"), ENGINE=engine)
+    return made
+
+
+@pytest.fixture(params=ENGINES)
+def run(request: pytest.FixtureRequest, runs: dict[str, Launch]) -> Launch:
+    return runs[request.param]
 
 
 def test_it_completes_and_leaves_no_process(run: Launch) -> None:
@@ -30,10 +43,10 @@ def test_it_completes_and_leaves_no_process(run: Launch) -> None:
 
 def test_it_prints_rounds_and_a_summary(run: Launch) -> None:
     lines = run.stdout.splitlines()
-    rounds = [line.split() for line in lines if re.match(r" +\d+ +3 +0 ", line)]
+    rounds = [line.split() for line in lines if re.match(rf" +\d+ +{SAMPLED} +0 ", line)]
     assert [words[0] for words in rounds] == ["1", "2"]
     assert re.fullmatch(
-        r"basic: 2 rounds, 3 clients, dataset synthetic \(a stand-in .*NOT CIFAR-10\), "
+        r"basic: 2 rounds, 4 clients, dataset synthetic \(a stand-in .*NOT CIFAR-10\), "
         rf"accuracy 0\.\d{{3}}, \d+\.\d s -> {re.escape(str(run.run_dir))}",
         lines[-1],
     )
@@ -41,7 +54,7 @@ def test_it_prints_rounds_and_a_summary(run: Launch) -> None:
 
 def test_it_prints_the_commands_as_one_could_type_them(run: Launch) -> None:
     commands = [shlex.split(line[2:]) for line in run.stdout.splitlines() if line.startswith("+ ")]
-    nodes = 3 if run.history["engine"] == "deployment" else 0
+    nodes = CLIENTS if run.history["engine"] == "deployment" else 0
     assert [command[0] for command in commands] == ["flower-superlink", *["flower-supernode"] * nodes, "flwr"]
 
 
@@ -49,16 +62,16 @@ def test_the_history_keeps_the_contract(run: Launch) -> None:
     history = run.history
     assert history["schema"] == 1
     assert (history["example"], history["status"], history["dataset"]) == ("basic", "completed", "synthetic")
-    assert (history["clients"], history["min_clients"], history["sampled"]) == (3, 3, 3)
+    assert (history["clients"], history["min_clients"], history["sampled"]) == (CLIENTS, 3, SAMPLED)
     assert history["config"]["learning-rate"] == 0.02
     assert history["config"]["num-server-rounds"] == 2
     assert history["seconds"] > 0
     assert set(history["versions"]) >= {"python", "flwr", "torch"}
     assert [entry["round"] for entry in history["rounds"]] == [1, 2]
     for entry in history["rounds"]:
-        assert entry["train"]["clients"] == entry["evaluate"]["clients"] == 3
+        assert entry["train"]["clients"] == entry["evaluate"]["clients"] == SAMPLED
         assert entry["train"]["failures"] == entry["evaluate"]["failures"] == []
-        assert entry["bytes"] == 9 * 62_006 * 4  # three clients: the weights to them twice, and back once
+        assert entry["bytes"] == SAMPLED * 3 * 62_006 * 4  # the weights to each client twice, and back once
         assert 0 <= entry["evaluate"]["accuracy"] <= 1
         assert entry["train"]["loss"] > 0
     assert history["accuracy"] == history["rounds"][-1]["evaluate"]["accuracy"]
@@ -87,18 +100,8 @@ def test_only_the_app_is_sent_to_clients(run: Launch) -> None:
     }
 
 
-def test_both_engines_give_the_same_model(tmp_path: Path, data_dir: Path) -> None:
-    """SAMPLED below CLIENTS: exactly that many train, the same ones, whatever the engine and whoever is first."""
-    hashes = set()
-    for engine in ENGINES:
-        folder = copy_example("basic", tmp_path / engine)
-        run = finished(folder, 4, 3, 2, 2, data_dir=data_dir, ENGINE=engine)
-        assert run.process.returncode == 0, run.stdout + run.stderr
-        assert [(entry["train"]["clients"], entry["evaluate"]["clients"]) for entry in run.history["rounds"]] == [
-            (2, 2)
-        ] * 2
-        hashes.add(run.history["model_sha256"])
-    assert len(hashes) == 1
+def test_both_engines_give_the_same_model(runs: dict[str, Launch]) -> None:
+    assert len({run.history["model_sha256"] for run in runs.values()}) == 1
 
 
 @pytest.mark.slow
@@ -128,18 +131,14 @@ def test_two_runs_at_once_do_not_meet(tmp_path: Path, data_dir: Path) -> None:
     assert one.history["model_sha256"] == two.history["model_sha256"]
 
 
-def test_verbose_prints_all_that_the_server_says(tmp_path: Path, data_dir: Path) -> None:
-    run = finished(copy_example("basic", tmp_path / "basic"), 1, 1, 1, 1, "-v", data_dir=data_dir, ENGINE="simulation")
-    assert run.process.returncode == 0, run.stdout + run.stderr
-    said = run.log("run").splitlines()
-    assert any("Final results" in line for line in said)
-    assert set(said) <= set(run.stdout.splitlines())
-
-
-def test_no_home(tmp_path: Path, data_dir: Path) -> None:
+def test_verbose_prints_all_that_the_server_says_and_no_home_is_needed(tmp_path: Path, data_dir: Path) -> None:
     folder = copy_example("basic", tmp_path / "basic")
     command = ["env", "-u", "HOME", f"PYTHON={sys.executable}", f"DATA_DIR={data_dir}", "DATASET=synthetic"]
-    arguments = [str(folder / "run.sh"), "1", "1", "1", "1"]
-    done = subprocess.run([*command, "ENGINE=simulation", *arguments], capture_output=True, text=True, timeout=120)
+    arguments = [str(folder / "run.sh"), "1", "1", "1", "1", "-v"]
+    done = subprocess.run([*command, "ENGINE=simulation", *arguments], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads((folder / "runs/latest/history.json").read_text())["status"] == "completed"
+    latest = folder / "runs/latest"
+    assert json.loads((latest / "history.json").read_text())["status"] == "completed"
+    said = (latest / "logs/run.log").read_text().splitlines()
+    assert any("Final results" in line for line in said)
+    assert set(said) <= set(done.stdout.splitlines())
