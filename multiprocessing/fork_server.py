@@ -20,7 +20,7 @@ import traceback
 from typing import NoReturn
 
 # Imported once, for all children. The first optimizer would import torch._dynamo, for more than a second.
-MODULES = ("torch", "torch._dynamo", "cifar_utils")
+MODULES = ("torch", "torch._dynamo", "cifar_utils", "work")
 
 NUMBER = 8  # bytes of a process id, and of an exit status, on a connection
 PR_SET_PDEATHSIG = 1  # the signal that a process gets when its parent dies

@@ -69,10 +69,10 @@ class Launch:
 
     # --- What it does ------------------------------------------------------------------------------------------------
 
-    def wait(self, timeout: float = 300) -> int:
+    def wait(self, timeout: float = 600) -> int:
         return self.process.wait(timeout)
 
-    def wait_until(self, condition: Callable[[], Any], timeout: float = 150) -> Any:
+    def wait_until(self, condition: Callable[[], Any], timeout: float = 300) -> Any:
         """Poll until a condition holds, and return its value."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:

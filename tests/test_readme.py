@@ -93,6 +93,11 @@ def commands(readme: Path) -> Iterator[Command]:
 COMMANDS = list({(c.readme, c.text): c for readme in READMES for c in reversed([*commands(readme)])}.values())[::-1]
 
 
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_is_left_to_fill_in(readme: Path) -> None:
+    assert re.findall(r"(?<!\w)@[A-Z]+\b|TODO|TBD|FIXME", readme.read_text()) == []
+
+
 # --- Commands --------------------------------------------------------------------------------------------------------
 
 
