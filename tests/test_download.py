@@ -146,7 +146,7 @@ def test_the_command_fails_or_says_loudly_that_it_stands_in(data_dir):
     auto = command("auto", **environment)
     assert auto.returncode == 0
     assert "synthetic is ready" in auto.stdout
-    assert "It stands in for CIFAR-10: CIFAR-10 could not be downloaded from http://127.0.0.1:" in auto.stdout
+    assert "WARNING: this is not CIFAR-10. CIFAR-10 could not be downloaded from http://127.0.0.1:" in auto.stdout
     assert_whole(data_dir / "synthetic")
 
 

@@ -224,6 +224,23 @@ def test_a_port_in_use(basic: Path, data_dir: Path) -> None:
     assert "flower-superlink" not in run.stdout
 
 
+def test_each_run_says_once_that_cifar_10_could_not_be_had(basic: Path, tmp_path: Path, data_dir: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(data_dir / "synthetic", data / "synthetic")
+    no_site = {"CIFAR10_URL": "http://127.0.0.1:1/", "NO_PROXY": "127.0.0.1"}
+    runs = []
+    for _ in range(2):
+        with Launch(basic, data_dir=data, DATASET="auto", **no_site) as run:
+            run.wait_until(lambda run=run: "+ flower-superlink" in run.stdout)  # what is said of the data comes before
+            run.process.send_signal(signal.SIGTERM)
+            assert run.wait() == 128 + signal.SIGTERM
+        runs.append(run)
+    for run in runs:
+        assert run.stdout.count("CIFAR-10 could not be downloaded") == 1
+        assert run.stdout.count("WARNING: this is not CIFAR-10. CIFAR-10 could not be downloaded") == 1
+    assert ["Downloading" in run.stdout for run in runs] == [True, False]
+
+
 @pytest.mark.slow
 def test_a_client_never_comes(basic: Path, data_dir: Path) -> None:
     """Killed before it connects, with MIN_CLIENTS below CLIENTS: round 1 goes on with those who are there."""

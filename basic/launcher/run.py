@@ -97,7 +97,7 @@ class Run:
             self.history.update(dataset=data["name"], dataset_source=data["source"], examples=examples)
             self.processes.environment["DATASET"] = data["name"]
             print(f"Data: {results.STAND_IN if data['name'] == 'synthetic' else data['name']}, from {data['source']}")
-            if data["reason"]:
+            if data["reason"] and "data" not in self.processes.running:  # who has made it ready has said so
                 print(f"WARNING: this is not CIFAR-10. {data['reason']}")
         self.history["command"] = arguments.command(self.settings, self.history["dataset"])
         results.save_history(self.run_dir, self.history)

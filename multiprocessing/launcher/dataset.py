@@ -146,5 +146,5 @@ def main(arguments: list[str]) -> str | None:
         return f"error: {error}"
     print(f"{data['name']} is ready in {data['folder']} ({data['source']})")
     if data["reason"]:
-        print(f"It stands in for CIFAR-10: {data['reason']}")
+        print(f"WARNING: this is not CIFAR-10. {data['reason']}")
     return None
