@@ -94,10 +94,11 @@ def seconds(settings: Settings, before: History | None) -> float:
     calls = CALL * settings.sampled / cores
     start, training = START, EXAMPLES * share * settings.config["local-epochs"] / SPEED
     if before:
-        rounds = [entry["seconds"] for entry in before["rounds"]]
+        rounds = [entry["seconds"] for entry in before["rounds"][1:]]  # the first is before anybody trains
+        pace = statistics.median(rounds)  # not the mean: a simulation starts Ray in a round
         then = min(before["sampled"], os.cpu_count() or 1)
-        start = max(0.0, before["seconds"] - sum(rounds[1:]))  # the first is before anybody trains
-        training = max(0.0, statistics.median(rounds[1:]) - CALL * before["sampled"] / then)
+        start = max(0.0, before["seconds"] - len(rounds) * pace)
+        training = max(0.0, pace - CALL * before["sampled"] / then)
         training *= share / (before["sampled"] / before["clients"] / then)
     return start + settings.config["num-server-rounds"] * (calls + training)
 

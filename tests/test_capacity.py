@@ -43,13 +43,13 @@ def settings(folder: Path, *words: object, **variables: str) -> arguments.Settin
 
 
 def write_run(folder: Path, name: str, *words: object, memory: dict[str, float] | None = None, **other: Any) -> None:
-    """A run with a start of 20 s and rounds of 4 s."""
+    """A run with rounds of 4 s, and 20 s beside, of which 5 are in the first round, where a simulation starts Ray."""
     asked = settings(folder, *words)
     numbers = range(asked.config["num-server-rounds"] + 1)
     history = {
         **{"engine": asked.engine, "dataset": "synthetic", "status": "completed", "config": asked.config},
         **{"clients": asked.clients, "sampled": asked.sampled, "seconds": 20.0 + 4.0 * (len(numbers) - 1)},
-        "rounds": [{"round": i, "seconds": 4.0, "memory": memory or {}} for i in numbers],
+        "rounds": [{"round": i, "seconds": 9.0 if i == 1 else 4.0, "memory": memory or {}} for i in numbers],
         **other,
     }
     (folder / "runs" / name).mkdir(parents=True)
