@@ -4,12 +4,17 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
+from subprocess import PIPE
 
 import numpy as np
 import pytest
 from runs import Launch, copy_example, finished
+
+from launcher.processes import end, marked
 
 WORKERS = {"deployment": r"flwr-clientapp", "simulation": r"ray::ClientAppActor\.run"}
 
@@ -209,6 +214,20 @@ def test_data_that_is_not_as_it_should_be(kind: str, basic: Path, tmp_path: Path
     assert run.stderr.startswith("error: ")
     assert "synthetic" in run.stderr
     assert "flower-superlink" not in run.stdout
+
+
+def test_a_process_that_hides_its_environment_is_ended_too(tmp_path: Path) -> None:
+    """As Ray's agents do, which write their title over it, and stay for a minute after a run that was cut off."""
+    hidden = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'print(1, flush=True); input()'], env={})"
+    mark = {**os.environ, "RUN_DIR": str(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", hidden], env=mark, stdin=PIPE, stdout=PIPE, start_new_session=True
+    ) as parent:
+        assert parent.stdout.readline() == b"1\n"  # both are there, and hold the pipe
+        assert marked(tmp_path) == [parent.pid]
+        end(tmp_path)
+        assert parent.stdout.read() == b""  # nobody holds it any more
+        assert parent.wait() == -signal.SIGTERM
 
 
 # --- The surroundings ------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -79,27 +79,40 @@ def tail(log: Path, lines: int = 25) -> str:
     return "\n".join(written[max(0, *tracebacks[-1:], len(written) - lines) :])
 
 
-def marked(run_dir: Path) -> list[int]:
-    """The ids of the living processes, other than this one, whose environment says RUN_DIR=`run_dir`."""
+def marked(run_dir: Path, sessions: Collection[int] = ()) -> list[int]:
+    """The ids of the living processes, other than this one, whose environment says RUN_DIR=`run_dir`.
+
+    Those in one of the `sessions` count, too: some of Ray's processes write their title over their environment.
+    """
     mark = f"RUN_DIR={run_dir}"
     if sys.platform != "linux":
-        listing = subprocess.run(["ps", "axeww", "-o", "pid=,command="], capture_output=True, text=True).stdout
-        pids = [int(line.split()[0]) for line in listing.splitlines() if mark in line]
+        listing = subprocess.run(["ps", "axeww", "-o", "pid=,stat=,command="], capture_output=True, text=True).stdout
+        living = [line.split(None, 2) for line in listing.splitlines()]
+        said = {int(pid): mark in command for pid, stat, command in living if not stat.startswith("Z")}
     else:
-        pids = []
+        said = {}
         for path in Path("/proc").glob("[0-9]*/environ"):
             with contextlib.suppress(OSError):  # somebody else's, or gone by now
-                if mark.encode() in path.read_bytes().split(b"\0"):
-                    pids.append(int(path.parent.name))
-    return [pid for pid in pids if pid != os.getpid()]
+                if path.with_name("cmdline").read_bytes():  # empty where the process has ended, or is the kernel's
+                    said[int(path.parent.name)] = mark.encode() in path.read_bytes().split(b"\0")
+    return [pid for pid, is_marked in said.items() if pid != os.getpid() and (is_marked or session(pid) in sessions)]
+
+
+def session(pid: int) -> int | None:
+    """The session that a process is in: the id of whoever began it, which may be gone."""
+    with contextlib.suppress(OSError):
+        return os.getsid(pid)
+    return None
 
 
 def end(run_dir: Path) -> None:
     """SIGTERM to all of the run's processes, a bounded wait, SIGKILL to what is left."""
+    sessions: set[int] = set()  # each was begun by one of the run's processes: nobody else is in them
     for number in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + PATIENCE
         signalled: set[int] = set()
-        while (pids := set(marked(run_dir))) and time.monotonic() < deadline:
+        while (pids := set(marked(run_dir, sessions))) and time.monotonic() < deadline:
+            sessions |= {began for pid in pids if (began := session(pid))}
             for pid in pids - signalled:  # some may have been started in the meantime
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
