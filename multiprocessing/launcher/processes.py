@@ -99,7 +99,7 @@ def marked(run_dir: Path, sessions: Collection[int] = ()) -> list[int]:
 
 
 def session(pid: int) -> int | None:
-    """The session that a process is in: the id of whoever began it, which may be gone."""
+    """The session that a process is in, which is the id of its leader; None where the process is gone."""
     with contextlib.suppress(OSError):
         return os.getsid(pid)
     return None
@@ -107,12 +107,12 @@ def session(pid: int) -> int | None:
 
 def end(run_dir: Path) -> None:
     """SIGTERM to all of the run's processes, a bounded wait, SIGKILL to what is left."""
-    sessions: set[int] = set()  # each was begun by one of the run's processes: nobody else is in them
+    sessions: set[int] = set()  # those that the run's processes lead, so that nobody else is in them
     for number in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + PATIENCE
         signalled: set[int] = set()
         while (pids := set(marked(run_dir, sessions))) and time.monotonic() < deadline:
-            sessions |= {began for pid in pids if (began := session(pid))}
+            sessions |= {pid for pid in pids if session(pid) == pid}
             for pid in pids - signalled:  # some may have been started in the meantime
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
