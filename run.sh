@@ -6,7 +6,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 
 example=basic
 case "${1:-}" in
-    "" | -* | *=* | [0-9]*) ;;
+    "" | -* | *=*) ;;
+    [0-9]*) [[ "$1" != *[!0-9]* || ! -f "$here/$1/server.py" ]] || { example=${1%/} && shift; } ;; # a number, mostly
     *) example=${1%/} && shift ;;
 esac
 if [[ "$example" == */* || ! -f "$here/$example/server.py" ]]; then
@@ -14,5 +15,4 @@ if [[ "$example" == */* || ! -f "$here/$example/server.py" ]]; then
     echo "error: there is no example '$example'; there are:$examples" >&2
     exit 2
 fi
-export AFTER_RUN="$here/tools/report.py" # makes a page on the run, and names it
 exec "$here/$example/run.sh" "$@"

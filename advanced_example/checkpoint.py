@@ -1,4 +1,4 @@
-"""The best model of a run, and what it takes to go on with a run that was broken off, as if it never had been.
+"""Keeps the best model of a run, and what it takes to go on with one that was broken off, as if it never had been.
 
 After each round, checkpoint.pt holds all that the next round depends on: the arrays in their own dtype, the strategy's
 state, the random generators, and the rounds of history.json. It is written whole, by rename, before the next round
@@ -7,129 +7,92 @@ the round and the partition id, so they need nothing. Only tensors, numbers, str
 so that it is loaded with `weights_only=True`: no code in a file can run.
 """
 
-import random
-from collections.abc import Callable
+import io
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from flwr.app import ArrayRecord, MetricRecord
-from flwr.serverapp.strategy import Strategy
+from flwr.app import ArrayRecord, Context, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
 
-from launcher.grid import RunGrid
-from launcher.results import write_torch
+from rounds import history
+from rounds.guarded import EvaluateFn, Guarded
+from state import get_random_state, get_state, pack, set_random_state, set_state, unpack
 
 FILE = "checkpoint.pt"
-EvaluateFunction = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
-class Checkpoint:
-    """Keeps best.pt and checkpoint.pt in a run's folder; `strategy` must not be started with before `restore`."""
+class Resumable(Guarded):
+    """Guarded, which also keeps best.pt and checkpoint.pt in the run's folder, and goes on from a checkpoint there."""
 
-    def __init__(self, run: RunGrid, strategy: Strategy) -> None:
-        self.run = run
-        self.strategy = strategy
-        self.rounds_done = 0
-        self.best: dict[str, Any] = {"round": None, "accuracy": -1.0}
+    def __init__(self, strategy: Strategy, context: Context) -> None:
+        super().__init__(strategy, context)
+        self.arrays: ArrayRecord | None = None  # to go on from
+        self.random: dict[str, Any] | None = None
+        self.best: dict[str, Any] = {"round": None, "score": float("-inf")}
+        if (path := self.folder / FILE).exists():
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+            self.rounds_done, self.best, self.arrays = saved["round"], saved["best"], unpack(saved["arrays"])
+            self.record.history["rounds"] = saved["rounds"]
+            self.random = saved["random"]
+            set_state(strategy, saved["strategy"])
 
-    def restore(self) -> tuple[int, ArrayRecord] | None:
-        """Return (rounds done, arrays), with everything else put back in place; None where there is no checkpoint."""
-        path = self.run.folder / FILE
-        if not path.exists():
-            return None
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        self.rounds_done, self.best = saved["round"], saved["best"]
-        self.run.rounds[:] = saved["rounds"]
-        set_state(self.strategy, saved["strategy"])
-        set_random_state(saved["random"])
-        return self.rounds_done, unpack(saved["arrays"])
+    def start(self, grid: Grid, initial_arrays: ArrayRecord, num_rounds: int, *args: Any, **kwargs: Any) -> Result:
+        """Run the rounds that are left of `num_rounds`."""
+        arrays = self.arrays or initial_arrays
+        if self.random:
+            set_random_state(self.random)  # last: what server.py has drawn by now was drawn before round 1, too
+        result = super().start(grid, arrays, num_rounds - self.rounds_done, *args, **kwargs)
+        result.arrays = result.arrays or arrays  # no new ones where all rounds were done before
+        return result
 
-    def after_each_round(self, evaluate_fn: EvaluateFunction) -> EvaluateFunction:
-        """Wrap the evaluation by the server, which `Strategy.start` calls last in each round, and once before them."""
+    def closing(self, evaluate_fn: EvaluateFn | None) -> EvaluateFn:
+        """Add to a round's last step: write the best model, and all that the next round depends on."""
+        close_round = super().closing(evaluate_fn)
 
-        def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-            if server_round == 0 and self.rounds_done > 0:
-                return None  # the start of a resumed run: these arrays were tested when their round ended
-            number = server_round + self.rounds_done
-            metrics = evaluate_fn(number, arrays)
-            # YOUR TRAINING STEP: where the task has no accuracy, the lowest loss is the best.
-            if metrics is not None and metrics["accuracy"] > self.best["accuracy"]:
-                self.best = {"round": number, "accuracy": metrics["accuracy"]}
-                write_torch(self.run.folder / "best.pt", arrays.to_torch_state_dict())
-            self.save(number, arrays)
-            return metrics
+        def close_and_save(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+            found = close_round(server_round, arrays)
+            if server_round > 0 or found:
+                if (reached := score(self.record.entry)) > self.best["score"]:
+                    self.best = {"round": self.record.entry["round"], "score": reached}
+                    write_torch(self.folder / "best.pt", arrays.to_torch_state_dict())
+                self.save(arrays)
+            return found
 
-        return evaluate
+        return close_and_save
 
-    def save(self, number: int, arrays: ArrayRecord) -> None:
-        """Write everything that the round after round `number` depends on."""
+    def judge(self, replies: Iterable[Message]) -> list[Message]:
+        """Note what the clients were told, too: it differs from round to round."""
+        good = super().judge(replies)
+        if self.sent:
+            configs = next(iter(self.sent.values())).content.config_records.values()  # the same for all clients
+            told = {key: value for config in configs for key, value in config.items() if not isinstance(value, bytes)}
+            self.record.entry[self.phase]["config"] = told
+        return good
+
+    def save(self, arrays: ArrayRecord) -> None:
         saved = {
-            "round": number,
+            "round": self.record.entry["round"],
             "arrays": pack(arrays),
             "strategy": get_state(self.strategy),
             "random": get_random_state(),
-            "rounds": self.run.rounds,
+            "rounds": self.record.history["rounds"],
             "best": self.best,
         }
-        write_torch(self.run.folder / FILE, saved)
+        write_torch(self.folder / FILE, saved)
 
 
-# --- What is saved, as plain values ----------------------------------------------------------------------------------
+def score(entry: dict[str, Any]) -> float:
+    """Return how good the model is: by accuracy where there is one, else by loss; the server's, else the clients'."""
+    found = entry.get("server") or entry.get("evaluate", {})
+    numbers = {key: value for key, value in found.items() if isinstance(value, int | float)}
+    return numbers.get("accuracy", -numbers.get("loss", float("inf")))
 
 
-def get_state(strategy: Strategy) -> dict[str, Any]:
-    """What a strategy has learned, such as FedAvgM's momentum and FedAdam's m_t and v_t, and those that it wraps.
-
-    It is all that it holds apart from functions, so that a strategy that is added later needs nothing here.
-    """
-    return {
-        name: get_state(value) if isinstance(value, Strategy) else pack(value)
-        for name, value in vars(strategy).items()
-        if not callable(value)
-    }
-
-
-def set_state(strategy: Strategy, state: dict[str, Any]) -> None:
-    for name, value in state.items():
-        if isinstance(getattr(strategy, name), Strategy):
-            set_state(getattr(strategy, name), value)
-        else:
-            setattr(strategy, name, unpack(value))
-
-
-def get_random_state() -> dict[str, Any]:
-    """Of Python's generator (Flower samples clients with it), NumPy's (noise for privacy) and PyTorch's."""
-    return {"python": random.getstate(), "numpy": pack(np.random.get_state()), "torch": torch.get_rng_state()}
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    random.setstate(state["python"])
-    np.random.set_state(unpack(state["numpy"]))
-    torch.set_rng_state(state["torch"])
-
-
-def pack(value: Any) -> Any:
-    """Turn ArrayRecords and NumPy arrays, however deep, into tensors; the dtype stays."""
-    if isinstance(value, ArrayRecord):
-        return {"ArrayRecord": value.to_torch_state_dict()}
-    if isinstance(value, np.ndarray | np.generic):
-        return {"ndarray": torch.from_numpy(np.array(value))}
-    if isinstance(value, dict):
-        return {"dict": {key: pack(item) for key, item in value.items()}}
-    if isinstance(value, list | tuple):
-        return type(value)(pack(item) for item in value)
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise TypeError(f"a checkpoint can't hold a {type(value).__name__}")
-
-
-def unpack(value: Any) -> Any:
-    """Undo `pack`."""
-    if isinstance(value, dict):
-        ((kind, content),) = value.items()
-        if kind == "ArrayRecord":
-            return ArrayRecord(content)
-        return content.numpy() if kind == "ndarray" else {key: unpack(item) for key, item in content.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(unpack(item) for item in value)
-    return value
+def write_torch(path: Path, value: Any) -> None:
+    """Write what `torch.save` takes, whole or not at all."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    history.write_whole(path, buffer.getvalue())

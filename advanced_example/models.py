@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from cifar_utils import NUM_CLASSES, Net
+import cifar_utils
 
 
 def resnet18() -> nn.Module:
@@ -19,18 +19,20 @@ def resnet18() -> nn.Module:
     """
     import torchvision  # takes 1.5 s, so only where this model is asked for
 
-    net = torchvision.models.resnet18(num_classes=NUM_CLASSES, norm_layer=lambda channels: nn.GroupNorm(32, channels))
+    net = torchvision.models.resnet18(
+        num_classes=cifar_utils.NUM_CLASSES, norm_layer=lambda channels: nn.GroupNorm(32, channels)
+    )
     net.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)  # 7x7 with stride 2, for 224x224, would see next to nothing
     net.maxpool = nn.Identity()
     return net
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
-    "cnn": Net,
+    "cnn": cifar_utils.Net,
     "resnet18": resnet18,
 }
 
 
 def make_model(name: str) -> nn.Module:
-    """A new network with random weights, drawn from PyTorch's global generator."""
+    """Return a new network with random weights, drawn from PyTorch's global generator."""
     return MODELS[name]()

@@ -1,9 +1,14 @@
 """A mod for ClientApps that lets one client send 100 times its update, to see which strategies that breaks."""
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message
 from flwr.clientapp.typing import ClientAppCallable
 
 FACTOR = 100
+
+
+def moved(sent: np.ndarray, learned: np.ndarray) -> Array:
+    return Array(sent + FACTOR * (learned - sent) if sent.dtype.kind == "f" else learned)
 
 
 def poisoning(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -13,6 +18,6 @@ def poisoning(message: Message, context: Context, call_next: ClientAppCallable) 
         sent = {name: array.numpy() for name, array in message.content["arrays"].items()}
         learned = reply.content["arrays"]
         reply.content["arrays"] = ArrayRecord(
-            {name: Array(sent[name] + FACTOR * (array.numpy() - sent[name])) for name, array in learned.items()}
+            {name: moved(sent[name], array.numpy()) for name, array in learned.items()}
         )
     return reply

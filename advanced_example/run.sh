@@ -5,10 +5,11 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 
 # The first Python that is new enough starts the launcher, which finds or makes an environment with the packages.
 for python in "${PYTHON:-python3}" python3.13 python3.12 python3.11; do
-    if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null &&
         exec "$python" "$here/launcher/__main__.py" "$@"
-    fi
+    status=$?
     [ -z "${PYTHON:-}" ] || break
 done
-echo "error: ${PYTHON:-python3} is missing or older than Python 3.11: install a newer one, or name it: PYTHON=/path/to/python ./run.sh" >&2
+[ "$status" = 126 ] && fault="can't be executed" || fault="is missing or older than Python 3.11"
+echo "error: ${PYTHON:-python3} $fault: install Python 3.11 or newer, or name one: PYTHON=/path/to/python ./run.sh" >&2
 exit 1

@@ -1,10 +1,10 @@
-"""What the clients are told in each round: the schedules, and the wrapper that sends them with any strategy."""
+"""Schedules for what the clients are told in each round, and the wrapper that sends it with any strategy."""
 
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
@@ -14,7 +14,7 @@ LEAST = 0.1  # of the learning rate is left at the end of the cosine
 
 
 def train_config(server_round: int, config: Mapping[str, Any]) -> ConfigRecord:
-    """The learning rate rises in even steps over the warm-up rounds, then falls along half a cosine.
+    """Return the learning rate, which rises in even steps over the warm-up rounds, then falls along half a cosine.
 
     (Goyal et al., 2017, arXiv:1706.02677, and Loshchilov and Hutter, 2017, arXiv:1608.03983.) From round
     `decay-rounds` on it stays at a tenth. That it does not depend on the number of rounds lets a run be resumed with
@@ -35,39 +35,24 @@ def train_config(server_round: int, config: Mapping[str, Any]) -> ConfigRecord:
 
 
 def evaluate_config(server_round: int, config: Mapping[str, Any]) -> ConfigRecord:
-    """How many batches each client evaluates on: half of `evaluate-steps` in rounds 1 to 3, then all of them."""
+    """Return how many batches each client evaluates on: half of `evaluate-steps` in rounds 1 to 3, then all of them."""
     steps = config["evaluate-steps"]
     return ConfigRecord({"evaluate-steps": max(1, steps // 2) if server_round <= 3 else steps})
 
 
 class Scheduled(Wrapper):
-    """Wraps one of Flower's strategies: each round is sent a config of its own.
+    """Wraps one of Flower's strategies: each round is sent a config of its own."""
 
-    `Strategy.start` counts from 1 each time it is called; after a resume, `rounds_done` is added here, so that the
-    schedules, the clients and the strategy itself (FedAdam corrects its bias by it) are told the true round.
-    """
-
-    def __init__(self, strategy: Strategy, config: Mapping[str, Any], rounds_done: int = 0) -> None:
+    def __init__(self, strategy: Strategy, config: Mapping[str, Any]) -> None:
         super().__init__(strategy)
-        self.config = config
-        self.rounds_done = rounds_done
+        self.config = dict(config)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        server_round += self.rounds_done
         return super().configure_train(server_round, arrays, train_config(server_round, self.config), grid)
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        return super().aggregate_train(server_round + self.rounds_done, replies)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        server_round += self.rounds_done
         return super().configure_evaluate(server_round, arrays, evaluate_config(server_round, self.config), grid)
-
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        return super().aggregate_evaluate(server_round + self.rounds_done, replies)

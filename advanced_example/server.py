@@ -5,13 +5,14 @@ evaluates what it has just averaged, keeps the best model, and can be resumed af
 (`[tool.flwr.app.config]` in pyproject.toml) are in `context.run_config`.
 """
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, Context, MetricRecord, RecordDict
 from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 import cifar_utils
-from checkpoint import Checkpoint
-from launcher.grid import RunGrid
+from checkpoint import Resumable
 from models import make_model
 from schedules import Scheduled
 from strategies import make_strategy
@@ -31,69 +32,63 @@ def main(grid: Grid, context: Context) -> None:
         net.load_state_dict(torch.load(config["init-from"], map_location="cpu", weights_only=True))
     initial_arrays = ArrayRecord(net.state_dict())
 
-    # 2. How clients are chosen and their replies put together.
-    run = RunGrid(grid, context)
-    strategy = make_strategy(config, run.aggregated(aggregate_metrics))  # NEW vs basic: by name, from strategies.py
+    # 2. How clients are chosen, and how their replies are put together.
+    strategy = make_strategy(config, aggregate_metrics)  # NEW vs basic: by name, from strategies.py
+    strategy = Scheduled(strategy, config)  # NEW vs basic: each round is sent a config of its own, schedules.py
 
-    # NEW vs basic: a run that was broken off goes on after its last whole round, with all that the next one needs.
-    checkpoint = Checkpoint(run, strategy)
-    done, arrays = checkpoint.restore() or (0, initial_arrays)
-
-    # NEW vs basic: the server tests the model too, before round 1 and after each round.
-    evaluate = make_evaluate(config)
-
-    # 3. The rounds: train, average, evaluate. RunGrid waits for the clients, leaves out replies that can't be used,
+    # 3. The rounds: train, average, evaluate. Guarded waits for the clients, leaves out replies that can't be used,
     #    and writes each round to history.json.
-    result = Scheduled(strategy, config, rounds_done=done).start(  # NEW vs basic: a config for each round, schedules.py
-        grid=run,
-        initial_arrays=arrays,
-        num_rounds=config["num-server-rounds"] - done,
+    run = Resumable(strategy, context)  # NEW vs basic: it also keeps what a resume needs, and the best model
+    result = run.start(
+        grid=grid,
+        initial_arrays=initial_arrays,
+        num_rounds=config["num-server-rounds"],
         timeout=config["round-timeout"],
-        evaluate_fn=checkpoint.after_each_round(run.recorded(evaluate)),  # NEW vs basic
+        evaluate_fn=make_evaluate(config),  # NEW vs basic: the server tests the model too, after each round
     )
 
-    # 4. What is left: the trained model in model.pt, and, NEW vs basic, the best of all rounds in best.pt.
-    run.save(result.arrays or arrays)  # no new arrays: all rounds were done before this resume
+    # 4. What is left: the trained model, as a plain PyTorch state dict. NEW vs basic: the best one is in best.pt.
+    torch.save(result.arrays.to_torch_state_dict(), run.folder / "model.pt")
 
 
 def make_evaluate(config):
-    """NEW vs basic: return the server's evaluation, on test pictures that no client holds."""
+    """NEW vs basic: return the server's evaluation, on test pictures that no client holds.
+
+    YOUR DATA: a loader over your own; where the server has nothing to test on, `return None`, and the clients' figures
+    take its place.
+    """
     images, labels = cifar_utils.load_split("test")
     rows = slice(100 if config["toy"] else None)
-    batches = cifar_utils.Batches(images[rows].copy(), labels[rows], 512, cifar_utils.best_device())
-    net = make_model(config["model"]).to(cifar_utils.best_device())
+    testloader = cifar_utils.Pictures(np.array(images[rows]), labels[rows]).loader(512)
+    net = make_model(config["model"])
 
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        """Loss and accuracy of `arrays`: the ones that were just averaged, not those that the run began with."""
+        """Test `arrays`: the ones that were just averaged, not those that the run began with."""
         net.load_state_dict(arrays.to_torch_state_dict())
-        return MetricRecord(cifar_utils.test(net, batches))
+        return MetricRecord(cifar_utils.test(net, testloader, config["device"]))
 
     return evaluate
 
 
 def aggregate_metrics(replies: list[RecordDict], weighted_by_key: str) -> MetricRecord:
-    """NEW vs basic: put the clients' own metrics together: the weighted mean of each, and who is worst and best off.
+    """NEW vs basic: put the clients' metrics together: the weighted mean of each, and who is worst and best off.
 
-    A mean hides the client that the model fails; with non-IID data there is often one. Metrics count by examples, even
-    where `weighted_by_key` gives each client's weights an equal say.
+    A mean hides the client that the model fails; with non-IID data there is often one. Clients are ranked by accuracy
+    where there is one, else by loss. Metrics count by examples, even where `weighted_by_key` gives each client's
+    weights an equal say.
     """
-    records = [reply["metrics"] for reply in replies]
-    clients = [reply["client"]["partition-id"] for reply in replies]
-    total = sum(record["num-examples"] for record in records)
-    means = {key: sum(r[key] * r["num-examples"] for r in records) / total for key in records[0]}
-    del means["num-examples"]
+    means = aggregate_metricrecords(replies, "num-examples")
     means.pop(weighted_by_key, None)
-    # YOUR TRAINING STEP: where the task has no accuracy, rank by the loss, here and in checkpoint.py.
-    accuracy = "accuracy" if "accuracy" in means else "own_accuracy"
-    ranking = sorted(zip([record[accuracy] for record in records], clients, strict=True))
-    return MetricRecord(
-        {
-            **means,
-            "num-examples": total,
-            "slowest-seconds": max(record["seconds"] for record in records),
-            "worst-accuracy": ranking[0][0],
-            "worst-client": ranking[0][1],
-            "best-accuracy": ranking[-1][0],
-            "best-client": ranking[-1][1],
-        }
-    )
+    records = [next(iter(reply.metric_records.values())) for reply in replies]
+    cards = [reply.config_records.get("client", {}) for reply in replies]  # the mod `named` says whose, and how long
+    numbers = [name for name, mean in means.items() if not isinstance(mean, list)]  # a metric may be a list
+    means["num-examples"] = sum(record["num-examples"] for record in records)
+    if seconds := [card["seconds"] for card in cards if isinstance(card.get("seconds"), float)]:
+        means["slowest-seconds"] = max(seconds)
+    if key := next((name for name in ("accuracy", "own_accuracy", "loss", "own_loss") if name in numbers), None):
+        clients = [card.get("partition-id", -1) for card in cards]
+        ranking = sorted(zip([record[key] for record in records], clients, strict=True), reverse="loss" in key)
+        measure = key.removeprefix("own_")
+        for place, (value, client) in (("worst", ranking[0]), ("best", ranking[-1])):
+            means.update({f"{place}-{measure}": value, f"{place}-client": client})
+    return means

@@ -20,6 +20,8 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
+from rounds.replies import metrics
+
 Config = Mapping[str, Any]
 MetricsFunction = Callable[[list[RecordDict], str], MetricRecord]
 
@@ -47,7 +49,7 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
 def make_strategy(config: Config, aggregate_metrics: MetricsFunction) -> Strategy:
     """Return the strategy that `config` names, in differential privacy where there is noise to add.
 
-    `aggregate_metrics` puts the clients' metrics together. What can't work was refused before the start, preflight.py.
+    `aggregate_metrics` puts the clients' metrics together. What can't work was refused before the start, in launch.py.
     """
     private = config["dp-noise"] > 0
     strategy = STRATEGIES[config["strategy"]](
@@ -127,5 +129,5 @@ class Private(Wrapper):
     def weigh_equally(self, replies: Iterable[Message]) -> list[Message]:
         replies = list(replies)
         for reply in replies:
-            reply.content["metrics"][self.WEIGHT] = 1.0
+            metrics(reply)[self.WEIGHT] = 1.0
         return replies

@@ -1,26 +1,27 @@
-"""The model, the data, and the loops that train and test: plain PyTorch, nothing federated.
+"""The model, the loops that train and test, and how the data is divided over the clients: plain PyTorch.
 
 `python cifar_utils.py [auto|cifar10|synthetic]` makes the data ready, once, and says which it is.
 
-A copy of this folder becomes another project by what is marked YOUR MODEL, YOUR DATA and YOUR TRAINING STEP.
+To make your own project of a copy, change what is marked YOUR MODEL, YOUR DATA and YOUR TRAINING STEP.
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
-from launcher import dataset
+import cifar_data
 
-MIN_EXAMPLES = 10  # a smaller partition could not keep a tenth of itself for evaluation
+MIN_EXAMPLES = 10  # that `partition` gives each client, so that the tenth it keeps for evaluation is at least one
 
 
 # --- The model -------------------------------------------------------------------------------------------------------
 
-# YOUR MODEL: another network under this name, made without arguments. It takes what `to_inputs` returns.
+# YOUR MODEL: another network under this name, made without arguments. It takes the inputs that your data loaders give.
 NUM_CLASSES = 10
 
 
@@ -43,31 +44,11 @@ class Net(nn.Module):
         return self.fc3(x)  # (B, 10), one logit a class
 
 
-def best_device() -> torch.device:
-    """CUDA where there is a GPU, else Apple's MPS, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-# --- The data --------------------------------------------------------------------------------------------------------
-
-# YOUR DATA: the arrays that `load_split` returns, any inputs (N, ...) with a target each, and what `to_inputs` makes of
-# a batch of them. Read files by an absolute path: Flower runs a copy of this folder, with the code in it alone. In
-# pyproject.toml, put dataset = "own", so that CIFAR-10 is not fetched.
-
-
-def load_split(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """All of the "train" split, which the clients divide, or of the "test" split, for who tests on the server.
-
-    Here images, uint8 (N, 3, 32, 32), and labels, int64 (N,), of CIFAR-10 or its stand-in, made ready by the launcher.
-    """
-    return dataset.load_split(split)
-
-
-def to_inputs(images: Tensor) -> Tensor:
-    """A batch as the model takes it: pixels from 0..255 to -1..1."""
-    return images.float().div_(127.5).sub_(1.0)
+def best_device(wanted: str = "auto") -> torch.device:
+    """Return the device that is wanted; "auto" is CUDA where there is a GPU, else Apple's MPS, else the CPU."""
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return torch.device(wanted)
 
 
 # --- The loops -------------------------------------------------------------------------------------------------------
@@ -77,21 +58,21 @@ def to_inputs(images: Tensor) -> Tensor:
 
 def train(
     net: nn.Module,
-    batches: "Batches",
+    trainloader: DataLoader,
     epochs: int,
     learning_rate: float,
     momentum: float = 0.9,
     penalty: Callable[[], Tensor] | None = None,
+    device: str = "auto",
 ) -> float:
-    """Train in place by SGD; return the mean cross-entropy per example over all that was seen.
-
-    A `penalty` is a term that is added to the loss in each step; the mean leaves it out.
-    """
+    """Train in place by SGD; return the mean cross-entropy per example seen, without the `penalty` added to it."""
+    where = best_device(device)
+    net.to(where).train()
     optimizer = torch.optim.SGD(net.parameters(), lr=learning_rate, momentum=momentum)
-    net.train()
     total_loss, seen = 0.0, 0
     for _ in range(epochs):
-        for images, labels in batches:
+        for images, labels in trainloader:
+            images, labels = images.to(where), labels.to(where)
             optimizer.zero_grad()
             loss = F.cross_entropy(net(images), labels)
             (loss if penalty is None else loss + penalty()).backward()
@@ -102,43 +83,43 @@ def train(
 
 
 @torch.no_grad()
-def test(net: nn.Module, batches: "Batches") -> dict[str, float]:
+def test(net: nn.Module, testloader: DataLoader, device: str = "auto") -> dict[str, float]:
     """Return the mean cross-entropy per example as "loss", and "accuracy", a fraction in [0, 1]."""
-    net.eval()
+    where = best_device(device)
+    net.to(where).eval()
     total_loss, correct, seen = 0.0, 0, 0
-    for images, labels in batches:
+    for images, labels in testloader:
+        images, labels = images.to(where), labels.to(where)
         logits = net(images)
         total_loss += F.cross_entropy(logits, labels, reduction="sum").item()
         correct += int((logits.argmax(1) == labels).sum())
-        seen += len(labels)
+        seen += labels.numel()  # what the two sums above are over: also where an example has a label for each pixel
     return {"loss": total_loss / seen, "accuracy": correct / seen}
 
 
-class Batches:
-    """A data loader over arrays in memory, such as uint8 pictures: it indexes and scales a batch at a time.
+# --- The data --------------------------------------------------------------------------------------------------------
 
-    It stands in for `torch.utils.data.DataLoader`, which fetches and converts picture by picture. Each pass over it
-    shuffles anew, and passes are the same for the same seed; without a seed the order stays as it is.
-    """
 
-    def __init__(
-        self, images: np.ndarray, labels: np.ndarray, batch_size: int, device: torch.device, seed: int | None = None
-    ) -> None:
-        self.images = torch.from_numpy(images).to(device)  # (N, 3, 32, 32) uint8
-        self.labels = torch.from_numpy(labels).to(device)  # (N,) int64
-        self.batch_size = batch_size
-        self.generator = None if seed is None else torch.Generator().manual_seed(seed)
+class Pictures(Dataset):
+    """Pictures and labels in memory. A batch is fetched whole, which is many times as fast as one by one."""
 
-    @property
-    def num_examples(self) -> int:
+    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+        self.images = torch.from_numpy(images)  # (N, 3, 32, 32) uint8
+        self.labels = torch.from_numpy(labels)  # (N,) int64
+
+    def __len__(self) -> int:
         return len(self.labels)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.arange(self.num_examples)
-        if self.generator is not None:
-            order = torch.randperm(self.num_examples, generator=self.generator)
-        for rows in order.to(self.labels.device).split(self.batch_size):
-            yield to_inputs(self.images[rows]), self.labels[rows]
+    def __getitems__(self, rows: list[int]) -> tuple[Tensor, Tensor]:  # PyTorch calls it in place of __getitem__
+        return self.images[rows].float().div_(127.5).sub_(1.0), self.labels[rows]  # pixels from 0..255 to -1..1
+
+    def loader(self, batch_size: int, shuffle: bool = False) -> DataLoader:
+        return DataLoader(self, batch_size, shuffle=shuffle, collate_fn=lambda batch: batch)  # it is a batch already
+
+
+def load_split(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return images, uint8 (N, 3, 32, 32), and labels, int64 (N,): "train" is for clients, "test" for the server."""
+    return cifar_data.load_split(split)
 
 
 # --- Who holds what: partitions --------------------------------------------------------------------------------------
@@ -151,7 +132,7 @@ def iid(labels: np.ndarray, num_partitions: int, rng: np.random.Generator) -> li
 
 def shards(labels: np.ndarray, num_partitions: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Sorted by label and cut into two shards a client, so that most hold two classes (McMahan et al., 2017)."""
-    by_label = np.argsort(rng.permutation(len(labels)) + len(labels) * labels)  # random within a class
+    by_label = np.lexsort((rng.permutation(len(labels)), labels))  # random within a class
     pieces = np.array_split(by_label, 2 * num_partitions)
     order = rng.permutation(2 * num_partitions)
     return [np.concatenate([pieces[a], pieces[b]]) for a, b in order.reshape(-1, 2)]
@@ -172,6 +153,12 @@ def dirichlet(labels: np.ndarray, num_partitions: int, rng: np.random.Generator,
 
 
 PARTITIONERS: dict[str, Callable[..., list[np.ndarray]]] = {"iid": iid, "shards": shards, "dirichlet": dirichlet}
+BY_CLASS = ("shards", "dirichlet")
+
+
+def are_classes(labels: np.ndarray) -> bool:
+    """Whether each example has one class, as opposed to a number to predict, a mask, or several labels."""
+    return labels.ndim == 1 and labels.dtype.kind in "biu"
 
 
 def partition(
@@ -180,10 +167,15 @@ def partition(
     """Split the examples' indices over the clients: disjoint, covering, the same for the same arguments.
 
     Returns one int64 array of indices per client, each of at least `MIN_EXAMPLES`. Raises ValueError where no such
-    split was found, or where the partitioner is unknown.
+    split was found, or where the partitioner is unknown or goes by classes that there are not.
     """
     if name not in PARTITIONERS:
         raise ValueError(f"unknown partitioner {name!r}; there are {', '.join(PARTITIONERS)}")
+    if name in BY_CLASS and not are_classes(labels):
+        others = " or ".join(other for other in PARTITIONERS if other not in BY_CLASS)
+        raise ValueError(
+            f"{name!r} needs one class an example; labels are {labels.dtype} {labels.shape}: take {others}"
+        )
     rng = np.random.default_rng([seed, num_partitions])
     if MIN_EXAMPLES * num_partitions <= len(labels):
         for _ in range(100):
@@ -192,27 +184,28 @@ def partition(
                 return parts
     raise ValueError(
         f"{len(labels)} examples can't be split over {num_partitions} clients by {name!r} {options or ''} so that each "
-        f"has at least {MIN_EXAMPLES}: take fewer clients" + (" or a larger alpha" if name == "dirichlet" else "")
+        f"has at least {MIN_EXAMPLES}: take fewer clients" + (" or a larger alpha" if "alpha" in options else "")
     )
 
 
-def load_partition(
-    partition_id: int, num_partitions: int, batch_size: int, seed: int, server_round: int = 0, **options
-) -> tuple[Batches, Batches]:
-    """A client's own examples as (training, evaluation) batches; a tenth of them is kept for evaluation.
+# YOUR DATA: return two DataLoaders over what this client has: to train on, and to evaluate on. Their Datasets have a
+# length, at least one. Relative paths begin in this folder. What divides CIFAR-10, from `Pictures` on, can go. In
+# pyproject.toml, put dataset = "own", so that nothing is fetched.
 
-    `options` go to `partition`. The order in which the client trains follows from (seed, server_round, partition_id).
-    """
-    images, labels = load_split("train")
+
+def load_client_data(
+    partition_id: int, num_partitions: int, batch_size: int, seed: int, **options
+) -> tuple[DataLoader, DataLoader]:
+    """Return a client's own examples as two loaders: to train on, and a tenth of them, at least one, to evaluate on."""
+    images, labels = load_split("train")  # which the clients divide, as the `options` say
     rows = partition(labels, num_partitions, seed, **options)[partition_id]
-    held_out, kept = np.split(np.random.default_rng([seed, partition_id]).permutation(rows), [len(rows) // 10])
-    order_seed = int(np.random.SeedSequence([seed, server_round, partition_id]).generate_state(1)[0])
-    device = best_device()
-    return (
-        Batches(images[kept], labels[kept], batch_size, device, order_seed),
-        Batches(images[held_out], labels[held_out], 512, device),
-    )
+    shuffled, tenth = np.random.default_rng([seed, partition_id]).permutation(rows), max(1, len(rows) // 10)
+    held_out, kept = shuffled[:tenth], shuffled[tenth:]
+    trainset, testset = Pictures(images[kept], labels[kept]), Pictures(images[held_out], labels[held_out])
+    return trainset.loader(batch_size, shuffle=True), testset.loader(512)
 
 
 if __name__ == "__main__":
-    sys.exit(dataset.main(sys.argv[1:]))
+    from cifar_data.prepare import main
+
+    sys.exit(main(sys.argv[1:]))

@@ -10,7 +10,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
 from cifar_utils import Net
-from launcher.grid import RunGrid
+from rounds.guarded import Guarded
 
 app = ServerApp()
 
@@ -24,8 +24,8 @@ def main(grid: Grid, context: Context) -> None:
     torch.manual_seed(config["seed"])
     initial_arrays = ArrayRecord(Net().state_dict())
 
-    # 2. How clients are chosen and their replies put together. Flower samples max(fraction * clients, minimum) of
-    #    them: with next to no fraction, the minimum is the exact number.
+    # 2. How clients are chosen, and how their replies are put together. Flower samples a fraction of the clients, but
+    #    no fewer than a minimum. A billionth of them is none, so the minimum is the exact number.
     strategy = FedAvg(
         fraction_train=1e-9,
         fraction_evaluate=1e-9,
@@ -35,16 +35,16 @@ def main(grid: Grid, context: Context) -> None:
         weighted_by_key="num-examples",
     )
 
-    # 3. The rounds: train, average, evaluate. RunGrid waits for the clients, leaves out replies that can't be used,
-    #    and writes each round to history.json.
-    run = RunGrid(grid, context)
-    result = strategy.start(
-        grid=run,
+    # 3. The rounds: train, average, evaluate. Guarded waits for the clients, leaves out replies that can't be used,
+    #    and writes each round to history.json. Without it, `strategy.start(grid=grid, ...)` trains just as well.
+    run = Guarded(strategy, context)
+    result = run.start(
+        grid=grid,
         initial_arrays=initial_arrays,
         num_rounds=config["num-server-rounds"],
         train_config=ConfigRecord({"local-epochs": config["local-epochs"], "learning-rate": config["learning-rate"]}),
         timeout=config["round-timeout"],
     )
 
-    # 4. What is left: the trained model, as a plain PyTorch state dict in model.pt.
-    run.save(result.arrays)
+    # 4. What is left: the trained model, as a plain PyTorch state dict.
+    torch.save(result.arrays.to_torch_state_dict(), run.folder / "model.pt")

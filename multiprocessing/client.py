@@ -7,60 +7,63 @@ context above all, it keeps until it ends; a child gives it all back after each 
 from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
 
+import delegate
 import work
-from launcher.name_tag import tagged_client_app
+from rounds.mods import message_seed, named
 
-app = tagged_client_app()  # Flower's ClientApp; each reply says which client it is from
+app = ClientApp(mods=[named])  # replies say whose they are; NEW vs basic: the child seeds its generators itself
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Train the global model on this client's examples; reply with the new weights and how many examples they saw."""
-    # NEW vs basic: load_model, load_data and the training happen in the child; NumPy arrays go in and come out.
-    arrays, metrics, memory = work.execute(
-        context.run_config,
+    """Train the global model on this client's examples; reply with the new weights and the number of examples."""
+    # 1. What the server sent: the weights, and the settings of this round.
+    config = message.content["config"]
+
+    # 2. Plain PyTorch. NEW vs basic: in a child; NumPy arrays go in and come out, and what it cost.
+    arrays, metrics, cost = delegate.execute_for_client(
+        context,
         work.train,
-        work.to_numpy(message.content["arrays"]),
-        load_data(context, server_round=message.content["config"]["server-round"]),
-        message.content["config"]["local-epochs"],
-        message.content["config"]["learning-rate"],
+        delegate.to_numpy(message.content["arrays"]),
+        data_of(context),
+        message_seed(message, context),
+        delegate.device_of(context.run_config),
+        config["local-epochs"],
+        config["learning-rate"],
     )
-    reply = RecordDict(
-        {
-            "arrays": work.to_record(arrays),
-            # The server weighs this client's weights, and its loss, by num-examples.
-            "metrics": MetricRecord(metrics),
-            "memory": memory_record(memory),  # NEW vs basic
-        }
-    )
-    return Message(content=reply, reply_to=message)
+
+    # 3. The reply. The server averages weights and loss, each client counting by num-examples.
+    reply = RecordDict({"arrays": delegate.to_record(arrays), "metrics": MetricRecord(metrics)})
+    reply["client"] = cost_record(cost)  # NEW vs basic
+    return Message(reply, reply_to=message)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Test the global model on examples that this client kept out of training."""
-    metrics, memory = work.execute(
-        context.run_config,
+    """Test the global model on the examples that this client keeps out of training."""
+    metrics, cost = delegate.execute_for_client(
+        context,
         work.evaluate,
-        work.to_numpy(message.content["arrays"]),
-        load_data(context),
+        delegate.to_numpy(message.content["arrays"]),
+        data_of(context),
+        message_seed(message, context),
+        delegate.device_of(context.run_config),
     )
-    reply = RecordDict({"metrics": MetricRecord(metrics), "memory": memory_record(memory)})
-    return Message(content=reply, reply_to=message)
+    return Message(RecordDict({"metrics": MetricRecord(metrics), "client": cost_record(cost)}), reply_to=message)
 
 
-def load_data(context: Context, server_round: int = 0) -> dict[str, Any]:
-    """NEW vs basic: not this client's own examples, but which they are; the child loads them."""
+def data_of(context: Context) -> dict[str, Any]:
+    """NEW vs basic: return not this client's own examples, but which they are; the child loads them."""
     return {
         "partition_id": context.node_config["partition-id"],
         "num_partitions": context.node_config["num-partitions"],
         "batch_size": context.run_config["batch-size"],
         "seed": context.run_config["seed"],
-        "server_round": server_round,
     }
 
 
-def memory_record(memory: work.Numbers) -> ConfigRecord:
-    """NEW vs basic: for the history: this process's memory, and the child's, in MiB."""
-    return ConfigRecord({"client": work.resident(), **{f"client's {name}": mib for name, mib in memory.items()}})
+def cost_record(cost: work.Cost) -> ConfigRecord:
+    """NEW vs basic: return the device, and the memory of this process and of its child in MiB, for the history."""
+    return ConfigRecord({"memory of client": work.resident(), **cost})

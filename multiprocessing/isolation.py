@@ -2,13 +2,13 @@
 
     weights = run_isolated(train, weights, 0.01, timeout=300)
 
-This file and fork_server.py need nothing but Python (Linux, macOS); copy them where you like, and let MODULES there be
-what your functions need.
+This file, fork_server.py and child.py need nothing but Python (Linux, macOS); copy them where you like, and let MODULES
+in fork_server.py be what your functions need.
 
 The child comes from a *fork server*, in a few hundredths of a second; a fresh interpreter would import PyTorch for two.
 The caller is never forked itself: that would copy locks that its other threads hold, and CUDA does not survive it.
-`multiprocessing` has such a server too, but one for each process; here a whole run shares one (FORK_SERVER names its
-socket), which imports while the rest of the run is still starting, and takes its memory once.
+`multiprocessing` has such a server too, but one for each process; here a whole run shares one, which imports while
+the rest of the run is still starting, and takes its memory once. FLOWER_EXAMPLE_FORK_SERVER names its sockets.
 """
 
 import atexit
@@ -23,12 +23,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fork_server import NUMBER
+from child import NUMBER
 
+FORK_SERVER = "FLOWER_EXAMPLE_FORK_SERVER"  # the variable with its sockets: one, or one for each GPU
 START_TIMEOUT = 120.0  # seconds that a fork server may take to import
 STARTING = threading.Lock()
 
@@ -40,11 +41,11 @@ class ChildDied(RuntimeError):
 def start() -> None:
     """Start a fork server, in the background; do nothing where there is one. `run_isolated` does it where it must."""
     with STARTING:
-        if "FORK_SERVER" not in os.environ:
+        if FORK_SERVER not in os.environ:
             folder = tempfile.mkdtemp(prefix="fork-")  # readable for this user alone, and so is the socket in it
-            os.environ["FORK_SERVER"] = address = f"{folder}/socket"
+            os.environ[FORK_SERVER] = address = f"{folder}/socket"
             script = Path(__file__).with_name("fork_server.py")
-            server = subprocess.Popen([sys.executable, script, address], stdin=subprocess.DEVNULL)
+            server = subprocess.Popen([sys.executable, script, "0", address], stdin=subprocess.DEVNULL)
             atexit.register(_stop, server, folder)
 
 
@@ -54,20 +55,33 @@ def _stop(server: subprocess.Popen[bytes], folder: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def run_isolated(fn: Callable[..., Any], *args: Any, timeout: float | None = None, memory: float | None = None) -> Any:
+def run_isolated(
+    fn: Callable[..., Any],
+    *args: Any,
+    timeout: float | None = None,
+    memory: float | None = None,
+    number: int = 0,
+    environment: Mapping[str, str] = os.environ,
+) -> Any:
     """Return fn(*args), run in a fresh child process.
 
     `fn` is from a module (no lambda, and not from the main script), and `fn`, `args` and the result can be pickled.
     `timeout` is in seconds, from when the child runs; `memory`, in MiB, is how much more the child may allocate than it
-    starts with (Linux only). The child has this process's environment variables and `sys.path`.
+    starts with (Linux only). The child has this process's `sys.path`, and the variables of `environment`. Where
+    CUDA_VISIBLE_DEVICES there lists several GPUs, it sees one of them, that at `number` modulo how many there are.
 
     Raises what `fn` raised, with the child's traceback as a note; TimeoutError; ChildDied where the child was killed or
     left by itself. Whatever happens, also to this process, the child is gone afterwards.
     """
-    start()
+    if FORK_SERVER not in environment:
+        start()
     name = getattr(fn, "__qualname__", repr(fn))
-    request = pickle.dumps((sys.path, dict(os.environ), memory, pickle.dumps((fn, args))))
-    with _connect(os.environ["FORK_SERVER"]) as server:
+    variables, sockets = dict(environment), environment[FORK_SERVER].split(os.pathsep)
+    gpus = variables.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if len(gpus) > 1:
+        variables["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+    request = pickle.dumps((sys.path, variables, memory, pickle.dumps((fn, args))))
+    with _connect(sockets[number % len(sockets)]) as server:
         greeting = server.recv(NUMBER)
         deadline = None if timeout is None else time.monotonic() + timeout
         try:

@@ -1,7 +1,6 @@
-"""The server, as in basic, but it never touches PyTorch or the GPU: a child process does, and is gone when it is done.
+"""The server, as in basic, but the model is made, tested and written in child processes, which give all memory back.
 
-What a process has once put on a GPU, its CUDA context above all, it keeps until it ends, and the server lives as long
-as the run. So it only passes NumPy arrays on. See README.md; `work.py` has what the children do.
+It tests the model of each round on the test split, so the clients need not. See README.md.
 """
 
 from functools import partial
@@ -10,9 +9,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
+import delegate
 import work
-from launcher.grid import RunGrid
-from launcher.results import write_model
+from memory import Measured
 
 app = ServerApp()
 
@@ -21,42 +20,40 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run all rounds. `grid` reaches the clients that are connected."""
     config = context.run_config
-    execute = partial(work.execute, config)  # NEW vs basic: runs a function in a child process
+    execute = partial(delegate.execute, config)  # NEW vs basic: in a child, if `isolation` says so
 
     # 1. The model that everybody starts from.
-    # NEW vs basic: a child makes it, since that takes PyTorch.
-    initial_arrays = work.to_record(execute(work.initial_arrays, config["seed"]))
+    initial_arrays = delegate.to_record(execute(work.initial_arrays, config["seed"]))  # NEW vs basic: made in a child
 
-    # 2. How clients are chosen and their replies put together. Flower samples max(fraction * clients, minimum) of
-    #    them: with next to no fraction, the minimum is the exact number.
+    # 2. How clients are chosen, and how their replies are put together. Flower samples a fraction of the clients, but
+    #    no fewer than a minimum. A billionth of them is none, so the minimum is the exact number.
     strategy = FedAvg(
         fraction_train=1e-9,
-        # NEW vs basic: the clients test only where that is asked for; 0.0 turns it off.
-        fraction_evaluate=1e-9 if config["client-evaluation"] else 0.0,
+        fraction_evaluate=1e-9 if config["client-evaluation"] else 0.0,  # NEW vs basic: off, since the server tests
         min_train_nodes=config["sampled-clients"],
         min_evaluate_nodes=config["sampled-clients"],
         min_available_nodes=config["min-clients"],
         weighted_by_key="num-examples",
     )
 
-    # 3. The rounds: train, average, evaluate. RunGrid waits for the clients, leaves out replies that can't be used,
-    #    and writes each round to history.json.
-    run = RunGrid(grid, context)
-
     # NEW vs basic: the server tests the weights of each round, on the test split, in a child.
     def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        metrics, memory = execute(work.evaluate_on_test_split, work.to_numpy(arrays))
-        run.note_memory({"server": work.resident(), **{f"server's {name}": mib for name, mib in memory.items()}})
+        metrics, cost = execute(work.evaluate_on_test_split, delegate.to_numpy(arrays), delegate.device_of(config))
+        run.note_memory("server", {"memory of server": work.resident(), **cost})
         return MetricRecord(metrics)
 
-    result = strategy.start(
-        grid=run,
+    # 3. The rounds: train, average, evaluate. Guarded waits for the clients, leaves out replies that can't be used,
+    #    and writes each round to history.json.
+    run = Measured(strategy, context)  # NEW vs basic: Guarded, which also writes down the memory that the round took
+    result = run.start(
+        grid=grid,
         initial_arrays=initial_arrays,
         num_rounds=config["num-server-rounds"],
         train_config=ConfigRecord({"local-epochs": config["local-epochs"], "learning-rate": config["learning-rate"]}),
         timeout=config["round-timeout"],
-        evaluate_fn=run.recorded(evaluate),  # NEW vs basic
+        evaluate_fn=evaluate,  # NEW vs basic
     )
 
-    # 4. What is left: the trained model, as a plain PyTorch state dict in model.pt.
-    run.save(result.arrays, write=partial(execute, write_model))  # NEW vs basic: in a child, too
+    # 4. What is left: the trained model, as a plain PyTorch state dict.
+    # NEW vs basic: written in a child, too
+    execute(work.write_model, run.folder / "model.pt", delegate.to_numpy(result.arrays))

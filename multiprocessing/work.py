@@ -6,65 +6,25 @@ piece of work, no Flower, which takes half a second. So the functions import wha
 """
 
 import os
+import random
 import resource
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from isolation import run_isolated
-
-if TYPE_CHECKING:
-    from flwr.app import ArrayRecord
-
 Arrays = dict[str, np.ndarray]
 Numbers = dict[str, float]
+Cost = dict[str, float | str]  # "device": what it ran on; "memory of ...": MiB
 
+GPU_LIMIT = "FLOWER_EXAMPLE_GPU_MIB"  # the variable with the MiB of a GPU that this process may allocate
 TEST_BATCH = 100  # examples; as quick on a CPU as larger ones, and takes 40 MiB less than 512
-
-# --- What parents call -----------------------------------------------------------------------------------------------
-
-
-def execute(config: Mapping[str, Any], fn: Callable[..., Any], *args: Any) -> Any:
-    """Return fn(*args), from a child process where the run config says `isolation`, else from this one.
-
-    Raises what `run_isolated` raises.
-    """
-    if not config["isolation"]:
-        return fn(*args)
-    return run_isolated(fn, *args, timeout=config["child-timeout"], memory=config["child-memory"] or None)
-
-
-def to_numpy(record: "ArrayRecord") -> Arrays:
-    return {name: array.numpy() for name, array in record.items()}
-
-
-def to_record(arrays: Arrays) -> "ArrayRecord":
-    from flwr.app import Array, ArrayRecord
-
-    return ArrayRecord({name: Array(array) for name, array in arrays.items()})
-
-
-def resident() -> float:
-    """MiB of memory that this process has now."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
-    except FileNotFoundError:  # not Linux
-        return peak()
-
-
-def peak() -> float:
-    """MiB of memory that this process had at most; a forked one begins with what it shares with its parent."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-# --- What children do ------------------------------------------------------------------------------------------------
 
 
 def initial_arrays(seed: int) -> Arrays:
-    """The model that everybody starts from."""
+    """Make the model that everybody starts from."""
     import torch
 
     from cifar_utils import Net
@@ -74,63 +34,107 @@ def initial_arrays(seed: int) -> Arrays:
 
 
 def train(
-    arrays: Arrays, data: Mapping[str, Any], epochs: int, learning_rate: float
-) -> tuple[Arrays, Numbers, Numbers]:
-    """Train on a client's examples; return the new weights, the metrics, and the memory it took, in MiB.
+    arrays: Arrays, data: Mapping[str, Any], seed: int, device: str, epochs: int, learning_rate: float
+) -> tuple[Arrays, Numbers, Cost]:
+    """Train on a client's examples; return the new weights, the metrics, and what it cost.
 
-    `data` are the arguments of `cifar_utils.load_partition`.
+    `data` are the arguments of `cifar_utils.load_client_data`; `device` is cpu, cuda, mps, or auto.
     """
     import cifar_utils
 
-    net = _model(arrays)
-    batches, _ = cifar_utils.load_partition(**data)
-    train_loss = cifar_utils.train(net, batches, epochs=epochs, learning_rate=learning_rate)
-    return _arrays(net), {"train_loss": train_loss, "num-examples": batches.num_examples}, _memory()
+    net = _model(arrays, seed, device)
+    trainloader, _ = cifar_utils.load_client_data(**data)
+    train_loss = cifar_utils.train(net, trainloader, epochs, learning_rate, device=device)
+    return _arrays(net), {"train_loss": train_loss, "num-examples": len(trainloader.dataset)}, _cost(net)
 
 
-def evaluate(arrays: Arrays, data: Mapping[str, Any]) -> tuple[Numbers, Numbers]:
-    """Test on the examples that a client keeps out of training; return the metrics, and the memory it took, in MiB."""
+def evaluate(arrays: Arrays, data: Mapping[str, Any], seed: int, device: str) -> tuple[Numbers, Cost]:
+    """Test on the examples that a client keeps out of training; return the metrics, and what it cost."""
     import cifar_utils
 
-    _, batches = cifar_utils.load_partition(**data)
-    return {**cifar_utils.test(_model(arrays), batches), "num-examples": batches.num_examples}, _memory()
+    net = _model(arrays, seed, device)
+    _, testloader = cifar_utils.load_client_data(**data)
+    return {**cifar_utils.test(net, testloader, device), "num-examples": len(testloader.dataset)}, _cost(net)
 
 
-def evaluate_on_test_split(arrays: Arrays) -> tuple[Numbers, Numbers]:
-    """Test on the data set's test split, which no client has; return the metrics, and the memory it took, in MiB."""
+def evaluate_on_test_split(arrays: Arrays, device: str) -> tuple[Numbers, Cost]:
+    """Test on the data set's test split, which no client has; return the metrics, and what it cost."""
+    import cifar_utils
+
+    net = _model(arrays, 0, device)
+    images, labels = cifar_utils.load_split("test")
+    testloader = cifar_utils.Pictures(np.array(images), labels).loader(TEST_BATCH)
+    return cifar_utils.test(net, testloader, device), _cost(net)
+
+
+def write_model(path: Path, arrays: Arrays) -> None:
+    """Write a plain PyTorch state dict."""
     import torch
 
-    import cifar_utils
-
-    net = _model(arrays, threads=os.cpu_count() or 1)  # no client trains now
-    images, labels = cifar_utils.load_split("test")
-    batches = cifar_utils.Batches(np.array(images), labels, TEST_BATCH, cifar_utils.best_device())
-    if batches.images.ndim == 4:  # pictures: a sixth faster where a pixel's channels lie side by side in memory
-        batches.images = batches.images.contiguous(memory_format=torch.channels_last)
-    return cifar_utils.test(net, batches), _memory()
+    torch.save({name: torch.from_numpy(array.copy()) for name, array in arrays.items()}, path)
 
 
-def _model(arrays: Arrays, threads: int = 1) -> Any:
-    """The network with these weights, on the device."""
+def try_device(device: str) -> str:
+    """Compute a little on the device, and return its name. Raises what PyTorch raises where it can't."""
+    import torch
+
+    from cifar_utils import best_device
+
+    where = best_device(device)
+    (torch.ones(8, device=where) + 1).sum().item()
+    return _name(where)
+
+
+def _model(arrays: Arrays, seed: int, device: str) -> Any:
+    """Return the network with these weights; seed all generators, since a child has its parent's state of them."""
     import torch
 
     from cifar_utils import Net, best_device
 
-    torch.set_num_threads(threads)  # clients: 1, since as many as cores train at once
+    torch.set_num_threads(1)  # as many clients as cores train at once
+    if (limit := os.environ.get(GPU_LIMIT)) and best_device(device).type == "cuda":  # who takes more fails, not others
+        torch.cuda.set_per_process_memory_fraction(float(limit) * 2**20 / torch.cuda.mem_get_info()[1])
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
     net = Net()
     net.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in arrays.items()})
-    return net.to(best_device())
+    return net
 
 
 def _arrays(net: Any) -> Arrays:
     return {name: tensor.detach().cpu().numpy() for name, tensor in net.state_dict().items()}
 
 
-def _memory() -> Numbers:
-    """This process's peak, and, with CUDA, what is in use on the whole device, whoever uses it."""
+# --- What it cost ----------------------------------------------------------------------------------------------------
+
+
+def resident() -> float:
+    """Return the MiB of memory that this process has now."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+    except FileNotFoundError:  # not Linux
+        return peak()
+
+
+def peak() -> float:
+    """Return the MiB of memory that this process had at most; a forked one begins with what it shares."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _cost(net: Any) -> Cost:
+    """Return the device and this process's peak; with CUDA also what PyTorch has allocated there, beside a context."""
     import torch
 
-    if not torch.cuda.is_available():
-        return {"child": peak()}
-    free, total = torch.cuda.mem_get_info()
-    return {"child": peak(), "device": (total - free) / 2**20}
+    device = next(net.parameters()).device
+    on_gpu = {"memory of child on GPU": torch.cuda.max_memory_reserved() / 2**20} if device.type == "cuda" else {}
+    return {"device": _name(device), "memory of child": peak(), **on_gpu}
+
+
+def _name(device: Any) -> str:
+    import torch
+
+    if device.type != "cuda":
+        return device.type
+    found = torch.cuda.get_device_properties(device)
+    return f"{found.name}, {found.total_memory / 2**30:.0f} GiB"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ORIGINALS = ROOT / "basic"
-SHARED = ("cifar_utils.py", "run.sh", "requirements.txt", ".gitignore", "launcher")
+SHARED = ("cifar_utils.py", "run.sh", "requirements.txt", ".gitignore", "cifar_data", "rounds", "launcher")
 
 
 def shared_files(folder: Path) -> dict[str, Path]:

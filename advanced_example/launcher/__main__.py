@@ -1,6 +1,6 @@
-"""./run.sh comes here: check what is asked for, find an environment that has the packages, then run."""
+"""./run.sh comes here: checks what is asked for, finds an environment that has the packages, then runs."""
 
-import importlib
+import os
 import signal
 import sys
 from pathlib import Path
@@ -8,52 +8,48 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parents[1]
 sys.path[0] = str(FOLDER)  # this file is run by its path, from whatever folder the user is in
 
-from launcher import arguments, engine, environment, values  # noqa: E402
-from launcher.processes import SIGNALS, Stopped, stop  # noqa: E402
+from launcher import arguments, environment, extension  # noqa: E402
+from launcher.processes import Stopped, heed, stop  # noqa: E402
+from launcher.project import UsageError  # noqa: E402
+from launcher.screen import say  # noqa: E402
 
 
 def main(words: list[str]) -> int:
     """Return the exit status: 0 completed, 1 failed, 2 wrong arguments, 128+N ended by signal N."""
-    for number in SIGNALS:
-        signal.signal(number, stop)
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # closed, by `>&-`: the next file that is opened would be taken for it
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.reconfigure(errors="backslashreplace")  # what a terminal can't show must not end a run
+    heed(stop)
     try:
         settings = arguments.parse(words, FOLDER)
-        if isinstance(settings, str):
-            print(settings, end="")
-            return 0
         if not settings.dry_run:
             environment.ensure(FOLDER)
-        settings = preflight(settings)
-        if settings.dry_run:
-            return engine.dry_run(settings)
-        from launcher import checks  # needs the packages, as what follows does
+        own = extension.load(settings.project)
+        if settings.secure and own.connection is extension.connection:
+            raise UsageError("SECURE=1 is for an example that makes keys: advanced_example")
+        settings = own.check(settings)
+        from launcher import commands, run  # they need the packages
 
-        for warning in checks.check(settings):
-            print(f"WARNING: {warning}", file=sys.stderr)
-        from launcher.run import Run
-
-        return Run(settings).go()
+        return commands.dry_run(settings, own) if settings.dry_run else run.Run(settings, own).go()
     except Stopped as stopped:  # before anything was started
         return 128 + stopped.args[0]
-    except values.UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except UsageError as error:
+        say(f"error: {error}", error=True)
         return 2
     except ModuleNotFoundError as error:
         if "--dry-run" not in words:
             raise
-        print(f"error: to check that takes {error.name}: a run without --dry-run installs it", file=sys.stderr)
+        say(f"error: to check that takes {error.name}: a run without --dry-run installs it", error=True)
         return 1
-    except (OSError, environment.SetupError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (OSError, RuntimeError) as error:  # SetupError is one
+        say(f"error: {error}", error=True)
         return 1
-
-
-def preflight(settings: arguments.Settings) -> arguments.Settings:
-    """Let the example refuse or complete the settings, where it has a module for that."""
-    for module, function in (("preflight", "check"), ("capacity", "plan")):
-        if (FOLDER / f"{module}.py").is_file():
-            settings = getattr(importlib.import_module(module), function)(settings)
-    return settings
+    finally:
+        heed(signal.SIG_IGN)  # the exit status stands
 
 
 if __name__ == "__main__":

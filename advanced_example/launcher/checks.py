@@ -1,147 +1,110 @@
-"""What would make a run fail later, said before it starts: packages, proxies, port, open files, memory, disk."""
+"""Refuses what would make a run fail later, such as too little memory; knows the limits of machine or container."""
 
+import contextlib
 import errno
-import importlib.metadata
+import importlib.util
+import math
 import os
+import re
 import resource
-import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from launcher import data_dir, dataset, engine
 from launcher.arguments import Settings
-from launcher.environment import SetupError, numbers
+from launcher.environment import SetupError
 
-TESTED = {"flwr": "1.41.0", "ray": "2.55.1", "torch": "2.14.1", "torchvision": "0.29.1", "numpy": "2.4.6"}
-MIB = 2**20
-RUN_DISK = 16  # MiB of a run's folder, and of the temporary one: logs, models, what Ray writes
-DATA_DISK = {"cifar10": 520, "synthetic": 50}  # MiB while it is made: the archive, what is in it, the arrays
-BASE_MEMORY, CLIENT_MEMORY = 700, 180  # MiB: SuperLink, ServerApp and `flwr run`; a SuperNode's two processes
-BASE_FILES, CLIENT_FILES = 64, 2  # open at once
+BASE = {"deployment": 700, "simulation": 900}  # MiB: SuperLink, ServerApp, the starter, `flwr run`; Ray's services
+CLIENT = {True: 60, False: 180}  # MiB of an idle SuperNode and its superexec, forked or not
+WORK = {True: 150, False: 370}  # MiB of a client at work
+SHORT = 24  # bytes of a path that leave room for the names of Ray's sockets, which may have 107, on macOS 103, in all
 
 
-def check(settings: Settings) -> list[str]:
-    """Return warnings. Raises SetupError, with what to type, where the run can't work."""
-    for problem in (packages(settings), proxies(), port(settings), memory(settings), files(settings), *disk(settings)):
-        if problem:
-            raise SetupError(problem)
-    return [warning for warning in (versions(), crowd(settings)) if warning]
+def check(settings: Settings) -> str | None:
+    """Return a warning, or None. Raises SetupError, with what to type, where the run can't work."""
+    if settings.engine == "simulation" and not importlib.util.find_spec("ray"):
+        raise SetupError("ENGINE=simulation needs Ray: install requirements.txt, which asks for flwr[simulation]")
+    if settings.port:
+        check_port(settings.port)
+    temporary_place()
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most if most != resource.RLIM_INFINITY else max(limit, 2**16), most))
+    needed, (total, free) = memory(settings), machine_memory()
+    said = f"{settings.clients} clients need about {needed:.0f} MiB of memory"
+    if needed > total:
+        raise SetupError(
+            f"{said}, and there are {total:.0f}: take fewer, or ENGINE=simulation, which plays them in turn"
+        )
+    return f"{said}, and {free:.0f} are free now" if needed > free else None
 
 
-def versions() -> str | None:
-    """Versions that differ in more than their last number from those that the examples were tested with."""
-    others = []
-    for name, tested in TESTED.items():
-        here = installed(name)
-        if here and numbers(here)[:2] != numbers(tested)[:2]:
-            others.append((f"{name} {here}", f"{name}=={tested}"))
-    if not others:
-        return None
-    here, tested = (" ".join(column) for column in zip(*others, strict=True))
-    return f"not tested with {here}; if something fails: pip install {tested}"
-
-
-def installed(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def packages(settings: Settings) -> str | None:
-    if settings.engine == "simulation" and not installed("ray"):
-        return f'ENGINE=simulation needs Ray: pip install "flwr[simulation]=={TESTED["flwr"]}"'
-    return None
-
-
-def proxies() -> str | None:
-    """Localhost is always excepted from proxies; but there are settings with which Flower's HTTP client can't start."""
-    names = [name for name, value in os.environ.items() if name.lower().endswith("_proxy") and value]
-    if names:
-        import httpx  # what Flower uses; it reads the variables at once, and takes a while to import
-
-        try:
-            httpx.Client(verify=False).close()  # no connection yet, so nothing to verify
-        except (ImportError, ValueError, httpx.InvalidURL) as error:
-            unset = " ".join(f"-u {name}" for name in names)
-            return f"Flower can't work with {', '.join(names)} as they are ({error}): env {unset} ./run.sh ..."
-    return None
-
-
-def port(settings: Settings) -> str | None:
-    """That PORT, where it is set, can be listened on."""
-    if settings.port is None:
-        return None
+def check_port(port: int) -> None:
     with socket.socket() as one:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that have ended don't matter
         try:
-            one.bind((engine.HOST, settings.port))
+            one.bind(("127.0.0.1", port))
         except OSError as error:
-            said = (
-                "is in use: stop what listens there"
-                if error.errno == errno.EADDRINUSE
-                else f"can't be used ({error.strerror})"
-            )
-            return f"port {settings.port} {said}, or leave PORT out and a free one is taken"
-    return None
+            used = "is in use: stop what listens there" if error.errno == errno.EADDRINUSE else "can't be used"
+            said = f"port {port} {used} ({error.strerror}), or leave PORT out and a free one is taken"
+            raise SetupError(said) from None
 
 
-def files(settings: Settings) -> str | None:
-    """That enough files, which connections are too, can be open at once."""
-    if settings.engine == "deployment":
-        limit, needed = resource.getrlimit(resource.RLIMIT_NOFILE)[0], BASE_FILES + CLIENT_FILES * settings.clients
-        if resource.RLIM_INFINITY != limit < needed:
-            return f"{settings.clients} clients need {needed} open files, and {limit} are allowed: ulimit -n {needed}"
-    return None
+def memory(settings: Settings) -> float:
+    """Return the MiB that a run takes at its peak, roughly."""
+    if settings.engine == "simulation":
+        return BASE["simulation"] + min(settings.sampled, cores()) * WORK[False]
+    return BASE["deployment"] + settings.clients * CLIENT[settings.warm] + settings.sampled * WORK[settings.warm]
 
 
-def memory(settings: Settings) -> str | None:
-    """That the SuperNodes fit into the machine. An example with a capacity.py of its own knows better."""
-    needed, total = needed_memory(settings), machine_memory("MemTotal", "SwapTotal")
-    if needed > total:
-        return (
-            f"{settings.clients} clients need about {needed:.0f} MiB of memory, and there are {total:.0f}: "
-            "take fewer, or ENGINE=simulation"
-        )
-    return None
+# --- The machine, or the container that this process is in -----------------------------------------------------------
 
 
-def crowd(settings: Settings) -> str | None:
-    """A warning where the SuperNodes fit into the machine, but not beside what else is running now."""
-    needed, free = needed_memory(settings), machine_memory("MemAvailable", "SwapFree")
-    if needed > free:
-        return f"{settings.clients} clients need about {needed:.0f} MiB of memory, and {free:.0f} are free now"
-    return None
+def cores(root: Path = Path("/")) -> int:
+    """Return how many cores this process may use: by its affinity, and by its control group's share of time."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for folder in control_groups("cpu", root):
+        with contextlib.suppress(OSError, ValueError):
+            if (folder / "cpu.max").exists():
+                quota, period = (folder / "cpu.max").read_text().split()
+            else:
+                quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+            if float(quota) > 0:  # "max" is no number, -1 no limit
+                allowed = min(allowed, math.ceil(float(quota) / float(period)))
+    return max(1, allowed)
 
 
-def needed_memory(settings: Settings) -> float:
-    if settings.engine == "simulation" or (settings.folder / "capacity.py").is_file():
-        return 0
-    return BASE_MEMORY + CLIENT_MEMORY * settings.clients
+def machine_memory(root: Path = Path("/")) -> tuple[float, float]:
+    """Return the MiB that this machine has, or that its control group may take, and those that are free, with swap."""
+    total = free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**20
+    with contextlib.suppress(OSError):  # not Linux
+        lines = (line.split() for line in (root / "proc/meminfo").read_text().splitlines())
+        known = {words[0].rstrip(":"): int(words[1]) / 1024 for words in lines}
+        total, free = known["MemTotal"] + known["SwapTotal"], known["MemAvailable"] + known["SwapFree"]
+    for folder in control_groups("memory", root):
+        for name, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+            with contextlib.suppress(OSError, ValueError):
+                limit, taken = (int((folder / one).read_text()) / 2**20 for one in (name, used))
+                stale = re.findall(r"(?m)^(?:total_)?inactive_file (\d+)", (folder / "memory.stat").read_text())
+                taken -= max(map(int, stale), default=0) / 2**20  # copies of files, which give way
+                total, free = min(total, limit), min(free, max(0, limit - taken))
+    return total, free
 
 
-def machine_memory(*kinds: str) -> float:
-    """MiB in all of some lines of /proc/meminfo; infinitely many where there is none, as on macOS."""
-    try:
-        lines = [line.split() for line in Path("/proc/meminfo").read_text().splitlines()]
-    except FileNotFoundError:
-        return float("inf")
-    return sum(int(words[1]) / 1024 for words in lines if words[0].rstrip(":") in kinds)
+def control_groups(controller: str, root: Path) -> Iterator[Path]:
+    """Yield the folders, of version 1 or 2, of this process's control group and those above: their limits hold."""
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            if not controllers or controller in controllers.split(","):
+                mount = root / "sys/fs/cgroup" / (controller if controllers else ".")
+                for folder in (Path(group), *Path(group).parents):
+                    yield mount / folder.relative_to("/")
 
 
-def disk(settings: Settings) -> Iterator[str]:
-    """That there is room for what the run writes: itself, temporary files, and the data where that is not ready."""
-    places = [
-        (settings.folder / "runs", RUN_DISK, "the run; make room there"),
-        (Path(tempfile.gettempdir()), RUN_DISK, "temporary files; TMPDIR=... takes another folder"),
-    ]
-    name = {"auto": "cifar10"}.get(settings.dataset, settings.dataset)
-    if name in DATA_DISK and not dataset.find(settings.dataset):
-        places.append((data_dir(), DATA_DISK[name], f"the data set {name}; DATA_DIR=... takes another folder"))
-    for folder, needed, what in places:
-        there = next(path for path in (folder, *folder.parents) if path.exists())
-        free = shutil.disk_usage(there).free / MIB
-        if free < needed:
-            yield f"{free:.0f} MiB of disk are free in {there}, and {needed} are needed for {what}"
+def temporary_place() -> str:
+    """Return a folder for temporary files whose path is short enough for the sockets in it. Raises SetupError."""
+    for place in (tempfile.gettempdir(), "/tmp", "/var/tmp"):
+        if len(os.fsencode(place)) <= SHORT and os.access(place, os.W_OK | os.X_OK):
+            return place
+    raise SetupError(f"{tempfile.gettempdir()} is too long a path for sockets: TMPDIR=/short/path ./run.sh ...")

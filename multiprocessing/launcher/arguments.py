@@ -1,38 +1,42 @@
-"""What may be asked of a run: command line, environment and pyproject.toml, all checked before anything starts."""
+"""Reads what is asked of a run, from the command line, the environment and pyproject.toml, and checks all of it."""
 
+import argparse
 import os
 import shlex
-import tomllib
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher import DATASETS
-from launcher.values import UsageError, is_number, is_whole, overrides, positive, shorten, text
+from cifar_data import DATASETS, data_dir
+from launcher.project import (
+    KEYS,
+    UsageError,
+    choice,
+    convert,
+    positive,
+    ranges,
+    read_project,
+    run_config,
+    shorten,
+    split_pairs,
+    text,
+)
 
 ENGINES = ("deployment", "simulation")
-COUNTS = ("CLIENTS", "MIN_CLIENTS", "SAMPLED", "ROUNDS")
-KEYS = ("min-clients", "sampled-clients", "num-server-rounds")  # of the run config, for COUNTS[1:]
+COUNTS = dict(zip(("CLIENTS", "MIN_CLIENTS", "SAMPLED", "ROUNDS"), ("", *KEYS), strict=True))  # and their config keys
+USAGE = "./run.sh [CLIENTS] [MIN_CLIENTS] [SAMPLED] [ROUNDS] [key=value ...] [--dry-run] [-v]"
 HELP = """\
-usage: ./run.sh [CLIENTS] [MIN_CLIENTS] [SAMPLED] [ROUNDS] [key=value ...] [--dry-run] [-v]
-
-{description}.
-
-  CLIENTS      how many clients are started                          (default {clients})
-  MIN_CLIENTS  how many must be connected before a round starts      (default {min-clients})
-  SAMPLED      how many train, and how many evaluate, in a round     (default {sampled-clients})
-  ROUNDS       how many rounds                                       (default {num-server-rounds})
+  CLIENTS      how many clients are started                                (default {})
+  MIN_CLIENTS  a round starts once this many clients are connected         (default {})
+  SAMPLED      how many clients train in a round, and how many evaluate    (default {})
+  ROUNDS       how many rounds                                             (default {})
   key=value    changes the run config:
-{keys}
-
-  --dry-run    print what would be started and written; start nothing
-  -v           print all that Flower says
-  -h, --help   print this
-
-Environment: ENGINE=deployment|simulation (default {engine}), DATASET=auto|cifar10|synthetic, DATA_DIR, PORT, PYTHON,
-SECURE=1 (deployment only), GPU_SLOTS (simulation: how many clients share the GPU at once).
-Exit status: 0 completed, 1 failed, 2 wrong arguments, 128+N ended by signal N.
+{}
+environment: ENGINE=deployment|simulation (default {}), DATASET=auto|cifar10|synthetic, DATA_DIR, PORT, PYTHON,
+TORCH_BACKEND, WARM=0, SECURE=1. README.md and REFERENCE.md of the collection say more.
+exit status: 0 completed, 1 failed, 2 wrong arguments, 128+N ended by signal N
 """
 
 
@@ -49,10 +53,12 @@ class Settings:
     port: int | None
     verbose: bool
     dry_run: bool
-    secure: bool = False  # TLS, and clients that are known by their keys
-    given: frozenset[str] = frozenset()  # keys of the run config, and "clients", "engine", "dataset", that the user set
-    gpu_slots: int | None = None  # how many clients of a simulation may share the GPU at once
-    run_dir: Path | None = None  # of a run that goes on; else a new one
+    secure: bool
+    warm: bool
+    project: dict[str, Any] = field(repr=False)  # pyproject.toml
+    given: frozenset[str] = frozenset()  # keys of the run config, and CLIENTS, ENGINE, DATASET, that the user has set
+    run_dir: Path | None = None  # of a run that goes on, and the lock on it; else a new one
+    lock: int | None = None
 
     @property
     def min_clients(self) -> int:
@@ -62,51 +68,68 @@ class Settings:
     def sampled(self) -> int:
         return self.config["sampled-clients"]
 
+    @property
+    def rounds(self) -> int:
+        return self.config["num-server-rounds"]
 
-def parse(arguments: list[str], folder: Path, environment: Mapping[str, str] = os.environ) -> Settings | str:
-    """Return the settings, or the help text where it is asked for. Raises UsageError with the fix."""
-    project = tomllib.loads((folder / "pyproject.toml").read_text())
-    defaults, launcher = project["tool"]["flwr"]["app"]["config"], project["tool"]["launcher"]
-    if "--help" in arguments or "-h" in arguments:
-        keys = "\n".join(f"                 {key}={text(value)}" for key, value in defaults.items() if key not in KEYS)
-        return HELP.format(**defaults, **launcher, keys=keys, description=project["project"]["description"])
+    @property
+    def command(self) -> str:
+        """What to type, in the example's folder, for the same run: all that differs from the defaults."""
+        defaults = run_config(self.project)
+        pairs = [f"{k}={text(v)}" for k, v in self.config.items() if k not in KEYS and v != defaults.get(k)]
+        counts = [str(self.clients), *(str(self.config[key]) for key in KEYS)]
+        variables = [f"ENGINE={self.engine}", f"DATASET={self.dataset}", *(["SECURE=1"] if self.secure else [])]
+        return shlex.join([*variables, "./run.sh", *counts, *pairs])
 
-    options = [word for word in arguments if word.startswith("-") and not is_number(word)]
-    pairs = [word for word in arguments if "=" in word and word not in options]
-    numbers = [word for word in arguments if word not in options and word not in pairs]
-    for option in options:
-        if option not in ("--dry-run", "-v"):
-            raise UsageError(f"unknown option {shorten(option)}; ./run.sh --help lists them")
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise UsageError(f"{shorten(' '.join(message.split()))}; ./run.sh --help lists what there is")
+
+
+def parse(words: list[str], folder: Path, environment: Mapping[str, str] = os.environ) -> Settings:
+    """Return the settings. Raises UsageError, which tells the fix; prints the help and exits where it is asked for."""
+    project = read_project(folder)
+    defaults, launcher = run_config(project), project["tool"]["launcher"]
+    counts = [launcher["clients"], *(defaults[key] for key in KEYS)]
+    keys = "\n".join(f"                 {key}={text(value)}" for key, value in defaults.items() if key not in KEYS)
+    about = str(project["project"].get("description", ""))
+    epilog = HELP.format(*counts, keys, launcher["engine"])
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = Parser(usage=USAGE, description=about, epilog=epilog, formatter_class=as_written, allow_abbrev=False)
+    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("--dry-run", action="store_true", help="print what would be started and written; start nothing")
+    parser.add_argument("-v", dest="verbose", action="store_true", help="print all that Flower says")
+    options = parser.parse_intermixed_args(words)
+    pairs = dict(split_pairs([word for word in options.words if "=" in word], defaults))
+    numbers = [word for word in options.words if "=" not in word]
     if len(numbers) > len(COUNTS):
         raise UsageError(f"{len(numbers)} numbers, but there are {len(COUNTS)} to give: {' '.join(COUNTS)}")
-    counts = [positive(word, name) for word, name in zip(numbers, COUNTS, strict=False)]
+    given = dict(zip(COUNTS, (positive(word, name) for word, name in zip(numbers, COUNTS, strict=False)), strict=False))
 
-    clients = counts[0] if counts else launcher["clients"]
-    config = dict(defaults)
-    for key, default in [(key, defaults[key]) for key in KEYS[:2]]:
-        config[key] = min(default, clients)  # the defaults follow CLIENTS down
-    config.update(zip(KEYS, counts[1:], strict=False))
-    if len(counts) == 2:
-        config["sampled-clients"] = min(config["sampled-clients"], counts[1])
-    config.update(overrides(pairs, defaults, launcher.get("values", {}), given=KEYS[: max(len(counts) - 1, 0)]))
+    clients = given.get("CLIENTS", launcher["clients"])
+    config = {**defaults, "min-clients": given.get("MIN_CLIENTS", min(defaults["min-clients"], clients))}
+    config["sampled-clients"] = given.get("SAMPLED", min(defaults["sampled-clients"], config["min-clients"]))
+    config["num-server-rounds"] = given.get("ROUNDS", defaults["num-server-rounds"])
+    for key, word in pairs.items():
+        if key in [COUNTS[name] for name in given]:
+            raise UsageError(f"{key} is given twice")
+        config[key] = convert(key, word, defaults[key], ranges(project).get(key))
     check_counts(clients, config)
 
-    engine = environment.get("ENGINE") or launcher["engine"]
-    dataset = environment.get("DATASET") or launcher["dataset"]
-    if engine not in ENGINES:
-        raise UsageError(f"ENGINE={engine}: there are {' and '.join(ENGINES)}")
-    if dataset not in DATASETS and dataset != launcher["dataset"]:
-        raise UsageError(f"DATASET={dataset}: there are {', '.join(DATASETS)}")
-    if secure := environment.get("SECURE", "") not in ("", "0"):
-        if engine != "deployment":
-            raise UsageError("SECURE=1 goes with ENGINE=deployment: a simulation has no connections to secure")
-        if not (folder / "security.py").is_file():
-            raise UsageError("SECURE=1 needs a security.py in this folder: copy the one of advanced_example")
-    given = {word.partition("=")[0] for word in pairs} | set(("clients", *KEYS)[: len(counts)])
-    given |= {name for name in ("engine", "dataset") if environment.get(name.upper(), "auto") not in ("", "auto")}
+    engine = choice("ENGINE", environment.get("ENGINE") or launcher["engine"], ENGINES)
+    dataset = choice("DATASET", environment.get("DATASET") or launcher["dataset"], (*DATASETS, launcher["dataset"]))
+    try:
+        data_dir()
+    except RuntimeError as error:
+        raise UsageError(str(error)) from None
+    secure = environment.get("SECURE", "") not in ("", "0")
+    if secure and engine != "deployment":
+        raise UsageError("SECURE=1 goes with ENGINE=deployment: a simulation has no connections to secure")
     port = environment.get("PORT")
-    if port and not (is_whole(port) and 0 < int(port) < 65536):
+    if port and not (port.isascii() and port.isdecimal() and len(port) < 6 and 0 < int(port) < 65536):
         raise UsageError(f"PORT={shorten(port)}: a port is a number from 1 to 65535")
+    named = {name for name in ("ENGINE", "DATASET") if environment.get(name, "auto") not in ("", "auto")}
     return Settings(
         folder=folder,
         example=project["project"]["name"],
@@ -115,26 +138,14 @@ def parse(arguments: list[str], folder: Path, environment: Mapping[str, str] = o
         config=config,
         dataset=dataset,
         port=int(port) if port else None,
-        verbose="-v" in options,
-        dry_run="--dry-run" in options,
+        verbose=options.verbose,
+        dry_run=options.dry_run,
         secure=secure,
-        given=frozenset(given),
-        gpu_slots=positive(environment["GPU_SLOTS"], "GPU_SLOTS") if environment.get("GPU_SLOTS") else None,
+        # macOS's frameworks don't survive a fork; without the file, or the wish, each process is a fresh Python
+        warm=environment.get("WARM") != "0" and sys.platform == "linux" and (folder / "launcher" / "warm.py").exists(),
+        project=project,
+        given=frozenset({*pairs, *(COUNTS[name] or name for name in given), *named}),
     )
-
-
-def command(settings: Settings, dataset: str) -> str:
-    """What to type, in the example's folder, for the same run: all that differs from the defaults of today."""
-    defaults = tomllib.loads((settings.folder / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
-    counts = [settings.clients, *(settings.config[key] for key in KEYS)]
-    pairs = [
-        f"{key}={text(value)}"
-        for key, value in settings.config.items()
-        if key not in KEYS and value != defaults.get(key)
-    ]
-    secure = ["SECURE=1"] if settings.secure else []
-    words = [f"ENGINE={settings.engine}", f"DATASET={dataset}", *secure, "./run.sh", *map(str, counts), *pairs]
-    return shlex.join(words)
 
 
 def check_counts(clients: int, config: Mapping[str, Any]) -> None:

@@ -1,17 +1,17 @@
 """The picture of a run: history.png."""
 
+import io
+import os
 from pathlib import Path
 
-import matplotlib
-
-from launcher.results import History, write_whole
-
-matplotlib.use("Agg")
+os.environ["MPLBACKEND"] = "agg"  # whatever the user's is: a picture is drawn into a file
 import matplotlib.pyplot as plt
+
+from rounds.history import History, write_whole
 
 
 def draw(history: History, path: Path) -> None:
-    """Draw loss and accuracy by round, and memory where it was noted; line styles tell curves apart without colour."""
+    """Draw loss and accuracy by round; line styles tell curves apart without colour."""
 
     def points(part: str, key: str) -> list[tuple[int, float]]:
         return [(entry["round"], entry[part][key]) for entry in history["rounds"] if key in entry.get(part, {})]
@@ -22,12 +22,7 @@ def draw(history: History, path: Path) -> None:
         label: [(*style, points(part, key)) for part, style in styles.items()]
         for label, key in (("loss per example", "loss"), ("accuracy", "accuracy"))
     }
-    noted = sorted({name for entry in history["rounds"] for name in entry.get("memory", {})})
-    if noted:
-        marks = (("#0072B2", "o-"), ("#56B4E9", "s:"), ("#D55E00", "^-"), ("#E69F00", "d:"), ("#000000", "v--"))
-        panels["memory of the largest, MiB"] = [
-            (name, *mark, points("memory", name)) for name, mark in zip(noted, marks, strict=False)
-        ]
+    plt.rcParams["text.parse_math"] = False  # a name may hold a $
     figure, all_axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.6), layout="constrained")
     for axes, (label, curves) in zip(all_axes, panels.items(), strict=True):
         for name, colour, style, curve in curves:
@@ -38,9 +33,9 @@ def draw(history: History, path: Path) -> None:
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
-    if noted:
-        axes.set_ylim(bottom=0)
     dataset = "stand-in of drawn shapes, not CIFAR-10" if history["dataset"] == "synthetic" else history["dataset"]
     figure.suptitle(f"{history['example']}: {history['clients']} clients, {history['sampled']} a round, {dataset}")
-    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120))
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=120)
+    write_whole(path, drawn.getvalue())
     plt.close(figure)

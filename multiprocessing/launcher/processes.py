@@ -1,23 +1,24 @@
-"""Starts a run's processes, each with a log of its own, and ends them, with all that they have started in turn.
-
-Run as a script, this file is the guard: a process that waits until the launcher closes its end of a pipe, be it because
-the run is over or because the launcher was killed, and then ends whatever bears the mark of the run.
-"""
+"""Starts the processes of a run, each with a log of its own, and ends them, with all that they have started in turn."""
 
 import contextlib
+import json
 import os
+import re
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
-PATIENCE = 4.0  # seconds from SIGTERM to SIGKILL
+from launcher import session, starter
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+TITLE = 500  # bytes that the starter keeps free for a process's command, as `ps` shows it
 
 
 class Failed(Exception):
@@ -33,95 +34,119 @@ class Stopped(BaseException):
 
 
 def stop(number: int, frame: FrameType | None) -> NoReturn:
+    """Raise Stopped, once: what follows takes seconds, and must be whole."""
+    heed(ignore)
     raise Stopped(number)
 
 
+def ignore(number: int, frame: FrameType | None) -> None:
+    """Do nothing. With SIG_IGN in its place, Python would complain of a signal that came just before."""
+
+
+def heed(handler: Any) -> None:
+    """Set a handler for the signals that end a run; one that was ignored at the start, as by nohup, stays ignored."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN or number in heeded:
+            heeded.add(number)
+            signal.signal(number, handler)
+
+
+heeded: set[int] = set()
+
+
+@contextlib.contextmanager
+def late() -> Iterator[None]:
+    """Let a signal wait until this is over."""
+    came: list[int] = []
+    heed(lambda number, frame: came.append(number))
+    yield
+    heed(stop)
+    for number in came:
+        stop(number, None)
+
+
 class Processes:
-    """The processes of one run: all carry its folder in their environment, as RUN_DIR, by which they are known."""
+    """The processes of one run. A starter forks them in a session of their own, and ends them: see starter.py."""
 
-    def __init__(self, run_dir: Path, temporary: Sequence[Path], environment: Mapping[str, str]) -> None:
-        """`temporary` are folders that are removed at the end."""
-        self.run_dir = run_dir
-        self.environment = {**environment, "RUN_DIR": str(run_dir)}
-        self.running: dict[str, subprocess.Popen[bytes]] = {}
-        command = [sys.executable, "-I", "-S", __file__, str(run_dir), *map(str, temporary)]
-        self._guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    def __init__(
+        self, run_dir: Path, temporary: Path, warm: str | None, lock: int | None, environment: dict[str, str]
+    ) -> None:
+        """Start the starter. `warm` says what it imports before it forks: "apps", "flower", or None: nothing."""
+        self.run_dir, self.temporary, self.environment = run_dir, temporary, environment
+        self.pids: dict[str, int] = {}  # of all that were started, by name
+        self.statuses: dict[str, int] = {}  # of those that have ended
+        self.unread = b""
+        script = Path(__file__).with_name("warm.py" if warm else "starter.py")
+        command = [sys.executable, str(script), str(run_dir), str(temporary), *([warm, "-" * TITLE] if warm else [])]
+        self.starter = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            env=environment,  # with one thread, or the starter could not fork; NumPy would start more
+            pass_fds=[] if lock is None else [lock],  # the run's folder stays locked until all is ended
+            start_new_session=True,
+        )
 
-    def start(self, name: str, command: Sequence[str], quiet: bool = True) -> subprocess.Popen[bytes]:
-        """Start a command in a session of its own; unless it may talk to the terminal, it writes to logs/<name>.log."""
-        with contextlib.ExitStack() as stack:
-            log = stack.enter_context(self.log(name).open("wb")) if quiet else None
-            process = self.running[name] = subprocess.Popen(
-                command,
-                cwd=self.run_dir,
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        return process
+    def start(self, name: str, command: Sequence[str], quiet: bool = True) -> None:
+        """Start a command; unless it may talk to the terminal, it writes to logs/<name>.log. Raises Failed."""
+        log = str(self.log(name)) if quiet else None
+        order = {"name": name, "command": list(command), "log": log, "environment": self.environment}
+        order["folder"] = str(self.run_dir.parents[1])  # the example's, so that relative paths in its code begin there
+        self.pids[name] = 0
+        self.status(name)  # takes what it has answered: a pipe that is full would let each wait for the other
+        try:
+            self.starter.stdin.write(json.dumps(order).encode() + b"\n")
+        except OSError:
+            raise Failed("the process that starts the others has ended") from None
+
+    def status(self, name: str) -> int | None:
+        """Return the exit status of a process, or None while it runs. Raises Failed where nobody can know."""
+        while select.select([self.starter.stdout], [], [], 0)[0]:
+            if not (received := os.read(self.starter.stdout.fileno(), 2**16)):
+                raise Failed("the process that starts the others was killed")
+            *lines, self.unread = (self.unread + received).split(b"\n")
+            for answer in map(json.loads, lines):
+                kind = self.pids if "pid" in answer else self.statuses
+                kind[answer["name"]] = answer.get("pid", answer.get("status"))
+        return self.statuses.get(name)
+
+    def wait(self, name: str, timeout: float = float("inf")) -> int:
+        """Return the exit status of a process when it has ended. Raises Failed after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while (status := self.status(name)) is None:
+            if time.monotonic() > deadline:
+                raise Failed(f"{name} has not ended within {timeout:.0f} s", name)
+            select.select([self.starter.stdout], [], [], 0.1)
+        return status
 
     def log(self, name: str) -> Path:
         return self.run_dir / "logs" / f"{name}.log"
 
     def stop(self) -> None:
-        """Let the guard end everything, and wait until it has."""
-        self._guard.communicate()
-        for process in self.running.values():
-            process.wait()
+        """End everything, and the starter, which may be importing or may have been killed."""
+        session.end(self.starter.pid)
+        with contextlib.suppress(OSError):
+            os.set_blocking(self.starter.stdin.fileno(), False)
+            self.starter.stdin.write(starter.END + b"\n")
+        self.starter.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.starter.wait(1)
+        self.starter.kill()
+        self.starter.wait()
+        shutil.rmtree(self.temporary, ignore_errors=True)
 
 
-def tail(log: Path, lines: int = 25) -> str:
-    """The end of a log; from its last traceback on where there is one."""
-    written = log.read_text(errors="replace").rstrip().splitlines() if log.exists() else []
-    tracebacks = [i for i, line in enumerate(written) if "Traceback (most recent call last)" in line]
-    return "\n".join(written[max(0, *tracebacks[-1:], len(written) - lines) :])
+def tail(log: Path, own: str, lines: int = 25) -> str:
+    """Return the end of a log or, where it holds tracebacks, the one that tells the cause.
 
-
-def marked(run_dir: Path, sessions: Collection[int] = ()) -> list[int]:
-    """The ids of the living processes, other than this one, whose environment says RUN_DIR=`run_dir`.
-
-    Those in one of the `sessions` count, too: some of Ray's processes write their title over their environment.
+    That is the last one with `own` code in it; else, of the last exception, what it was raised from.
     """
-    mark = f"RUN_DIR={run_dir}"
-    if sys.platform != "linux":
-        listing = subprocess.run(["ps", "axeww", "-o", "pid=,stat=,command="], capture_output=True, text=True).stdout
-        living = [line.split(None, 2) for line in listing.splitlines()]
-        said = {int(pid): mark in command for pid, stat, command in living if not stat.startswith("Z")}
-    else:
-        said = {}
-        for path in Path("/proc").glob("[0-9]*/environ"):
-            with contextlib.suppress(OSError):  # somebody else's, or gone by now
-                if path.with_name("cmdline").read_bytes():  # empty where the process has ended, or is the kernel's
-                    said[int(path.parent.name)] = mark.encode() in path.read_bytes().split(b"\0")
-    return [pid for pid, is_marked in said.items() if pid != os.getpid() and (is_marked or session(pid) in sessions)]
-
-
-def session(pid: int) -> int | None:
-    """The session that a process is in, which is the id of its leader; None where the process is gone."""
-    with contextlib.suppress(OSError):
-        return os.getsid(pid)
-    return None
-
-
-def end(run_dir: Path) -> None:
-    """SIGTERM to all of the run's processes, a bounded wait, SIGKILL to what is left."""
-    sessions: set[int] = set()  # those that the run's processes lead, so that nobody else is in them
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        deadline = time.monotonic() + PATIENCE
-        signalled: set[int] = set()
-        while (pids := set(marked(run_dir, sessions))) and time.monotonic() < deadline:
-            sessions |= {pid for pid in pids if session(pid) == pid}
-            for pid in pids - signalled:  # some may have been started in the meantime
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, number)
-            signalled |= pids
-            time.sleep(0.05)
-
-
-if __name__ == "__main__":
-    sys.stdin.read()
-    end(Path(sys.argv[1]))
-    for folder in sys.argv[2:]:
-        shutil.rmtree(folder, ignore_errors=True)
+    written = log.read_text(errors="replace").rstrip() if log.exists() else ""
+    _, *blocks = re.split(r"(?=^Traceback \(most recent call last\):)", written, flags=re.MULTILINE)
+    cause = max(0, len(blocks) - 1)
+    while cause and blocks[cause - 1].endswith("was the direct cause of the following exception:\n\n"):
+        cause -= 1
+    tracebacks = [re.split(r"\n\n|\n\x1b", block)[0] for block in blocks]  # without what Flower has logged after it
+    telling = [one for one in tracebacks if own in one] or tracebacks[cause : cause + 1] or [written]
+    return "\n".join(telling[-1].splitlines()[-lines:])

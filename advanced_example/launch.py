@@ -1,0 +1,136 @@
+"""Extends the launcher, by functions that launcher/extension.py lists; it says there when each is called.
+
+They refuse what can't work, resume runs, show who holds what, make the keys for SECURE=1, and print what to type for
+several machines.
+"""
+
+import os
+import secrets
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from launcher.arguments import Settings
+from launcher.commands import Planned
+from launcher.processes import Failed
+from launcher.project import UsageError
+from launcher.screen import say
+from machines import instructions
+from resume import resumed
+from trust import (  # noqa: F401, the launcher finds them here
+    connection,
+    keys,
+    registrations,
+    secret,
+    superexec_arguments,
+    superlink_arguments,
+    supernode_arguments,
+)
+
+CHECKPOINT = "checkpoint.pt"  # as checkpoint.py calls it, which imports torch
+
+
+# --- Before anything starts ------------------------------------------------------------------------------------------
+
+
+def check(settings: Settings) -> Settings:
+    """Return the settings, with paths made absolute and, for a resume, those of the run. Raises UsageError."""
+    if weights := settings.config["init-from"]:
+        try:
+            path = Path(weights).expanduser().resolve()  # what "latest" points to may change
+        except RuntimeError as error:  # the home of a user that there is not
+            raise UsageError(f"init-from: {error}") from None
+        settings = replace(settings, config={**settings.config, "init-from": str(path)})
+    if settings.config["resume"]:
+        settings = resumed(settings)
+    config = settings.config
+    check_strategy(config)
+    for key in ("flaky-client", "poisoning-client"):
+        if config[key] >= settings.clients:
+            raise UsageError(f"{key}={config[key]}: the clients are 0 to {settings.clients - 1}")
+    if "model" in settings.given:
+        check_model(config["model"])
+    if config["init-from"]:
+        check_weights(config["init-from"], config["model"])
+    return settings
+
+
+def check_strategy(config: dict[str, Any]) -> None:
+    """Refuse what a strategy can't do."""
+    strategy, sampled, malicious = config["strategy"], config["sampled-clients"], config["malicious-clients"]
+    if strategy == "krum" and sampled < 2 * malicious + 3:  # Blanchard et al., 2017: 2f + 2 < n
+        raise UsageError(
+            f"krum withstands {malicious} malicious clients only among at least {2 * malicious + 3}, and SAMPLED is "
+            f"{sampled}: sample more, or lower malicious-clients"
+        )
+    if config["dp-noise"] > 0 and config["learning-rate"] == 0:
+        raise UsageError("dp-noise needs a learning-rate above 0: Flower divides each update by its norm to clip it")
+    if config["dp-noise"] > 0 and strategy != "fedavg":
+        raise UsageError(f"dp-noise goes with strategy=fedavg alone, not with {strategy}: its noise fits a plain mean")
+
+
+def check_model(name: str) -> None:
+    from models import MODELS  # imports torch: only where it is needed
+
+    if name not in MODELS:
+        raise UsageError(f"model must be one of {', '.join(MODELS)}, not {name!r}")
+
+
+def check_weights(path: str, model: str) -> None:
+    """Refuse an `init-from` that is missing, is no file of weights, or holds another model's, or NaN."""
+    import torch
+
+    from models import make_model
+
+    if not os.path.isfile(path):
+        raise UsageError(f"init-from: there is no file {path}")
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+        net = make_model(model)
+        net.load_state_dict(weights)
+        broken = [name for name, tensor in net.state_dict().items() if not torch.isfinite(tensor).all()]
+    except Exception as error:  # whatever unpickling a stranger's file has to say
+        reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
+        raise UsageError(f"init-from: {path} does not hold the weights of model={model}: {reason}") from error
+    if broken:
+        raise UsageError(f"init-from: {path} holds NaN or infinite numbers in {', '.join(broken)}")
+
+
+def dry_run(run: Planned) -> None:
+    """Print how to run it on several machines."""
+    if run.settings.engine == "deployment":
+        print(f"\n{instructions(run)}", end="")
+
+
+# --- The start -------------------------------------------------------------------------------------------------------
+
+
+def prepare(run: Any) -> None:
+    """Look at who holds what, in a process that works while the SuperLink starts; make the keys."""
+    script = str(run.settings.folder / "partitions.py")
+    run.command("partitions", [sys.executable, script, str(run.run_dir)])
+    if run.settings.secure:
+        from security import make_keys, write
+
+        if not keys(run).exists():  # a run that goes on may have them
+            make_keys(keys(run), run.settings.clients)
+        if not secret(run).exists():
+            write(secret(run), secrets.token_bytes(32))
+
+
+def after_superlink(run: Any) -> None:
+    """Show who holds what, and register the clients' public keys: the server talks to nobody else."""
+    if run.processes.wait("partitions") != 0:
+        raise Failed("the data can't be split like that", "partitions")
+    say(run.processes.log("partitions").read_text(errors="replace").rstrip())
+    for name, command in registrations(run).items():
+        run.command(name, command)
+        if run.processes.wait(name) != 0:
+            raise Failed("the SuperLink does not take a client's key", name)
+
+
+def cleanup(run: Any) -> None:
+    """Say how to go on with a run that was broken off."""
+    if run.history["status"] != "completed" and (run.run_dir / CHECKPOINT).exists():
+        say(f"To go on after its last whole round: ./run.sh resume={run.run_dir.name}", error=True)

@@ -1,0 +1,1 @@
+"""Machinery that server.py and client.py import beside Flower. You need not read it to learn federated learning."""

@@ -1,0 +1,84 @@
+"""What this example adds to a run: the plan, the fork server, a share of the GPU for each client, a picture of memory.
+
+launcher/extension.py lists these functions, and says when each is called.
+"""
+
+import os
+import sys
+import time
+from textwrap import shorten
+from typing import Any
+
+import capacity
+from isolation import FORK_SERVER, ChildDied, run_isolated
+from launcher.arguments import Settings
+from launcher.processes import Failed
+from rounds import history
+
+GPU_LIMIT = "FLOWER_EXAMPLE_GPU_MIB"  # as work.py calls it, which needs NumPy
+TOO_OLD = "remove .venv and name a PyTorch build that has code for this GPU, such as TORCH_BACKEND=cu126"
+
+plan: capacity.Plan
+
+
+def check(settings: Settings) -> Settings:
+    """Print the plan. Raises UsageError where the run can't fit into the machine."""
+    global plan
+    plan = capacity.make_plan(settings)
+    print(plan, flush=True)
+    return settings
+
+
+def prepare(run: Any) -> None:
+    """Start the fork server, from which children are forked, and let the run see the GPUs that it is to use."""
+    shared, config, environment = plan.sharing, run.settings.config, run.environment
+    run.history["at_once"] = plan.at_once
+    if shared.gpus:
+        run.history["gpus"] = shared.gpus  # and what was free there before the run, for memory.py
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(shared.gpus)
+        environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the order in which nvidia-smi has numbered them
+        environment["GPU_SLOTS"] = str(min(shared.slots, plan.at_once))  # how many can meet there
+        if shared.limit:
+            environment[GPU_LIMIT] = f"{shared.limit:.0f}"
+    elif config["device"] == "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    history.save(run.run_dir, run.history)
+    if config["isolation"]:
+        sockets = [str(run.temporary / f"fork-{i}") for i in range(max(1, len(shared.gpus)))]
+        environment[FORK_SERVER] = os.pathsep.join(sockets)
+        run.needed["fork-server"] = "fork server"
+        at_once = str(shared.slots if shared.gpus else 0)
+        run.command("fork-server", [sys.executable, str(run.settings.folder / "fork_server.py"), at_once, *sockets])
+
+
+def after_superlink(run: Any) -> None:
+    """Let a child try each GPU before the clients come. Raises Failed, with what to do, where one can't be used."""
+    config, sockets = run.settings.config, run.environment.get(FORK_SERVER, "").split(os.pathsep)
+    if not config["isolation"] or not (plan.sharing.gpus or config["device"] == "cuda"):
+        return
+    import work  # NumPy, which a dry run need not have
+
+    while not os.path.exists(sockets[-1]):  # it is still importing
+        if (status := run.processes.status("fork-server")) is not None:
+            raise Failed(f"the fork server ended with status {status}", "fork-server")
+        time.sleep(0.1)
+    for i in range(len(sockets)):
+        try:
+            limits = {"timeout": config["child-timeout"], "environment": run.environment}
+            run_isolated(work.try_device, config["device"], number=i, **limits)
+        except (ChildDied, RuntimeError, TimeoutError) as error:
+            name, reason = list(plan.sharing.gpus or "0")[i], shorten(str(error), 200, placeholder=" ...").rstrip(".")
+            advice = f"{TOO_OLD}, or take device=cpu" if "no kernel image" in reason else "take device=cpu"
+            raise Failed(f"a child tried GPU {name}, in vain: {reason}. To go on: {advice}") from None
+
+
+def federation(run: Any) -> dict[str, Any]:
+    """Let Ray play as many clients at once as the plan says. It need not know of GPUs: a child picks its own."""
+    return {"init-args-num-cpus": plan.at_once}
+
+
+def cleanup(run: Any) -> None:
+    if any(entry.get("memory") for entry in run.history["rounds"]):
+        from memory import draw  # imports Flower
+
+        draw(run.history, run.run_dir / "memory.png")

@@ -1,0 +1,160 @@
+"""The commands that make up a run in each of Flower's two engines, and the files and environment that they need."""
+
+import os
+import shlex
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+import cifar_data
+from launcher.arguments import Settings
+from launcher.checks import cores
+from launcher.extension import Extension
+from launcher.screen import say
+from rounds import history
+
+HOST = "127.0.0.1"
+LOOKS = 40  # for messages in a second, by all clients together; more cost more than they save
+STRANGE = (
+    "RAY_ADDRESS",
+    "RAY_NAMESPACE",
+    "RAY_RUNTIME_ENV",
+    "RAY_JOB_CONFIG_JSON_ENV_VAR",
+    "FLWR_HOME",
+    "FLWR_APP_DIR",
+)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run that is asked for: what its commands depend on."""
+
+    settings: Settings
+    extension: Extension
+    run_dir: Path
+
+
+def ports(settings: Settings) -> list[int]:
+    """Return ports that nobody listens on: the SuperLink's, which PORT may set, and one for each SuperNode."""
+    sockets = [socket.socket() for _ in range(1 + (settings.clients if settings.engine == "deployment" else 0))]
+    try:
+        for one in sockets:
+            one.bind((HOST, 0))
+        first, *others = [one.getsockname()[1] for one in sockets]
+        return [settings.port or first, *others]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def answers(port: int) -> bool:
+    """Whether somebody listens on a port."""
+    with socket.socket() as one:
+        one.settimeout(1)
+        return one.connect_ex((HOST, port)) == 0
+
+
+def superlink(run: Planned, port: int, host: str = HOST) -> list[str]:
+    """The server's side: it passes messages on, and starts server.py."""
+    simulation = ["--simulation"] if run.settings.engine == "simulation" else []
+    address = ["--host", host, "--port", str(port), "--disable-runtime-dependency-installation"]
+    return ["flower-superlink", *run.extension.superlink_arguments(run), *address, *simulation, *isolation(run)]
+
+
+def supernode(run: Planned, partition_id: int, port: int, own_port: int, host: str = HOST) -> list[str]:
+    """A client's side: it asks the SuperLink for messages, and starts client.py for each."""
+    node = f"partition-id={partition_id} num-partitions={run.settings.clients}"
+    address = ["--superlink", f"{host}:{port}", "--port", str(own_port), "--node-config", node]
+    return ["flower-supernode", *run.extension.supernode_arguments(run, partition_id), *address, *isolation(run)]
+
+
+def isolation(run: Planned) -> list[str]:
+    """Let a SuperLink or SuperNode wait for the superexec that the launcher starts, in place of starting its own."""
+    return ["--isolation", "process"] if run.settings.warm else []
+
+
+def superexec(run: Planned, partition_id: int | None, port: int) -> list[str]:
+    """What starts client.py, or, without a partition id, server.py, for the SuperNode or SuperLink at `port`."""
+    options = run.extension.superexec_arguments(run, partition_id)
+    return ["flower-superexec", *options, "--runtime-api-address", f"{HOST}:{port}"]
+
+
+def at_once(settings: Settings) -> int:
+    """How many clients of a simulation work at once, each in a Ray actor: one a core."""
+    return max(1, min(settings.sampled, cores()))
+
+
+def flwr_run(run: Planned) -> list[str]:
+    """Sends the app to the SuperLink, and shows what server.py prints."""
+    settings, config = run.settings, f"{run.run_dir}/run-config.toml"
+    command = ["flwr", "run", str(settings.folder), "local", "--stream", "--run-config", config]
+    if settings.engine == "simulation":
+        pairs = {"num-supernodes": settings.clients, "client-resources-num-cpus": 1}
+        pairs = {**pairs, "init-args-num-cpus": at_once(settings), **run.extension.federation(run)}
+        said = [f"{key}={value}" for key, value in pairs.items() if value is not None]
+        command += ["--federation-config", " ".join(said)]
+    return command
+
+
+def outcome() -> list[str]:
+    """Tells how the run ended; `flwr run` itself exits with 0 whatever happened."""
+    return ["flwr", "ls", "local", "--format", "json"]
+
+
+def files(run: Planned, port: int) -> dict[Path, dict[str, Any]]:
+    """What Flower reads, as tables for TOML: the run config, and where the SuperLink is."""
+    local = {"address": f"{HOST}:{port}", **run.extension.connection(run)}
+    return {
+        run.run_dir / "run-config.toml": run.settings.config,
+        run.run_dir / "flwr-home" / "config.toml": {"superlink": {"default": "local", "local": local}},
+    }
+
+
+def environment(settings: Settings, run_dir: Path, temporary: Path) -> dict[str, str]:
+    """What all processes of a run find in their environment."""
+    scripts = Path(sys.executable).parent  # Flower starts its parts by bare name
+    no_proxy = ",".join(filter(None, [os.environ.get("NO_PROXY"), os.environ.get("no_proxy"), "localhost", HOST]))
+    poll = max(0.25, settings.clients / LOOKS if settings.engine == "deployment" else 0)
+    return {
+        **{key: value for key, value in os.environ.items() if key not in STRANGE},
+        "PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        history.RUN_FOLDER: str(run_dir),
+        "FLWR_HOME": str(run_dir / "flwr-home"),
+        "DATA_DIR": str(cifar_data.data_dir()),
+        "DATASET": settings.dataset,
+        "RAY_TMPDIR": str(temporary),  # Ray's sockets need a short path
+        "FLOWER_EXAMPLE_POLL": str(poll),
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": str(min(poll, 60)),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        # One thread a client: several processes with a thread for each core slow one another down four times, and a
+        # sum taken by another number of threads is not the same to the last bit.
+        **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
+        **dict.fromkeys(("NO_PROXY", "no_proxy"), no_proxy),
+        "PYTHONIOENCODING": "utf-8",  # Flower draws lines that other encodings lack
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def dry_run(settings: Settings, extension: Extension) -> int:
+    """Print what a run would start and write."""
+    run = Planned(settings, extension, settings.run_dir or settings.folder / "runs" / "<UTC time>-<pid>")
+    port, *client_ports = ports(settings)
+    for path, table in files(run, port).items():
+        say(f"# {path}\n{tomli_w.dumps(table)}")
+    if settings.dataset in cifar_data.DATASETS:
+        say(f"# Where the data is not ready in {cifar_data.data_dir()}:")
+        say(f"+ {shlex.join([sys.executable, str(settings.folder / 'cifar_utils.py'), settings.dataset])}")
+    started = [superlink(run, port), *([superexec(run, None, port)] if settings.warm else [])]
+    for i, own_port in enumerate(client_ports):
+        started += [supernode(run, i, port, own_port), *([superexec(run, i, own_port)] if settings.warm else [])]
+    for command in (*started, flwr_run(run)):
+        say(f"+ {shlex.join(command)}")
+    extension.dry_run(run)
+    return 0

@@ -1,0 +1,51 @@
+"""Finds and ends the processes of a session: all of a run's are in one, or were started by one that is."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+PATIENCE = 4.0  # seconds from SIGTERM to SIGKILL
+
+
+def members(sessions: set[int]) -> set[int]:
+    """Return the ids of the living processes in some sessions, and of all that these have started; not this one."""
+    relations = list(processes())
+    found = {pid for pid, _, session in relations if session in sessions}
+    while more := {pid for pid, parent, _ in relations if parent in found} - found:  # in sessions of their own
+        found |= more
+    return found - {os.getpid()}
+
+
+def processes() -> Iterator[tuple[int, int, int]]:
+    """Yield the id, the parent and the session of each living process; a zombie has ended, whoever waits for it."""
+    if sys.platform == "linux":  # where `ps` need not be installed
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError):  # gone by now
+                state, parent, _, session, *_ = Path("/proc", name, "stat").read_text().rpartition(")")[2].split()
+                if state not in "ZX":
+                    yield int(name), int(parent), int(session)
+        return
+    listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,stat="], capture_output=True, text=True).stdout
+    for pid, parent, state in map(str.split, listing.splitlines()):
+        with contextlib.suppress(OSError):
+            if not state.startswith("Z"):
+                yield int(pid), int(parent), os.getsid(int(pid))
+
+
+def end(session: int) -> None:
+    """SIGTERM to all of a session but its leader, a bounded wait, SIGKILL to what is left."""
+    sessions = {session}
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        deadline, signalled = time.monotonic() + PATIENCE, set()
+        while (pids := members(sessions) - {session}) and time.monotonic() < deadline:
+            for pid in pids - signalled:  # some may have been started in the meantime
+                with contextlib.suppress(OSError):
+                    sessions.add(os.getsid(pid))
+                    os.kill(pid, number)
+            signalled |= pids
+            time.sleep(0.05)

@@ -1,0 +1,129 @@
+"""Reads and writes what a run's server and its launcher exchange, as files in the run's folder.
+
+The server writes history.json and the progress of a round; the launcher writes which client is which, and who has died.
+"""
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+RUN_FOLDER = "FLOWER_EXAMPLE_RUN"  # the environment variable by which the launcher tells the server the folder
+
+History = dict[str, Any]
+
+
+# --- history.json ----------------------------------------------------------------------------------------------------
+
+
+def load(folder: Path) -> History:
+    """Read history.json. Raises OSError, or ValueError where it is not whole."""
+    history = json.loads((folder / "history.json").read_text())
+    if not isinstance(history, dict) or not isinstance(history.get("rounds"), list):
+        raise ValueError(f"{folder / 'history.json'} is not the history of a run")
+    return history
+
+
+def save(folder: Path, history: History) -> None:
+    """Write history.json whole, as strict JSON: a number that is NaN or infinite becomes null."""
+    write_whole(folder / "history.json", json.dumps(_finite(history), indent=1, allow_nan=False).encode() + b"\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or a crash, finds the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def final(history: History, key: str) -> float | None:
+    """Return the newest "loss" or "accuracy": the server's where it evaluates, else the clients'."""
+    for phase in ("server", "evaluate"):
+        for entry in reversed(history["rounds"]):
+            if (value := entry.get(phase, {}).get(key)) is not None:
+                return value
+    return None
+
+
+# --- The folder ------------------------------------------------------------------------------------------------------
+
+
+def make_run_folder(runs: Path) -> Path:
+    """Make `runs`/<UTC time>-<pid>, and let `runs`/latest point to it."""
+    folder = runs / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.getpid()}"
+    (folder / "logs").mkdir(parents=True)
+    link = runs / f".latest-{os.getpid()}"
+    link.symlink_to(folder.name)
+    try:
+        link.replace(runs / "latest")
+    except OSError:  # "latest" is a folder: a copy that followed the link made one
+        link.unlink()
+    return folder
+
+
+def claim(folder: Path) -> int | None:
+    """Lock a run's folder for as long as the returned descriptor is open anywhere; None where somebody holds it."""
+    descriptor = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError:  # a file system without locks
+        pass
+    return descriptor
+
+
+# --- How far the round is --------------------------------------------------------------------------------------------
+
+
+def tell_progress(folder: Path, server_round: int, phase: str, replies: int, messages: int) -> None:
+    """Say how many of a phase's messages have been answered. A full disk is reported by what matters more."""
+    with contextlib.suppress(OSError), (folder / "logs" / "progress.log").open("a") as log:
+        log.write(f"{server_round} {phase} {replies} {messages}\n")
+
+
+def progress(folder: Path) -> tuple[int, str, int, int] | None:
+    """Return the newest (round, phase, replies, messages); None before the first."""
+    try:
+        server_round, phase, replies, messages = (folder / "logs" / "progress.log").read_text().splitlines()[-1].split()
+        return int(server_round), phase, int(replies), int(messages)
+    except (OSError, ValueError, IndexError):  # nothing yet, or a line that is being written
+        return None
+
+
+# --- Who is who ------------------------------------------------------------------------------------------------------
+
+
+def tell_clients(folder: Path, partition_of: dict[int, int], lost: set[int]) -> None:
+    """Write down the partition id of each node id, and the partition ids of the clients that have died."""
+    told = {"partition-of": partition_of, "lost": sorted(lost)}
+    write_whole(folder / "clients.json", json.dumps(told).encode())
+
+
+def clients(folder: Path) -> tuple[dict[int, int], set[int]] | None:
+    """Return what `tell_clients` wrote; None where nobody tells, as in a simulation."""
+    try:
+        told = json.loads((folder / "clients.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return {int(node): partition for node, partition in told["partition-of"].items()}, set(told["lost"])
