@@ -1,4 +1,4 @@
-"""Does the same command give the same model, bit for bit? Runs it twice, and compares what the two runs left.
+"""Checks that the same command gives the same model, bit for bit: runs it twice, and compares what the runs left.
 
     python tools/verify.py basic 3 3 2 2                      # twice in the example's own engine
     python tools/verify.py --both-engines basic 3 3 2 2       # once in each
@@ -28,7 +28,8 @@ def main(words: list[str]) -> int:
         return 2
     first, second = histories
     for name in ("model_sha256", "accuracy"):
-        print(f"{name}: {first[name]} and {second[name]}")
+        if name in first:  # not every task has an accuracy
+            print(f"{name}: {first[name]} and {second[name]}")
     differences = [
         f"round {a['round']}" for a, b in zip(first["rounds"], second["rounds"], strict=True) if steady(a) != steady(b)
     ]
@@ -40,7 +41,7 @@ def main(words: list[str]) -> int:
 
 
 def run(words: list[str], engine: str | None) -> dict[str, Any] | None:
-    """Run it, and return its history; None where it did not complete."""
+    """Run the command, and return the run's history; None where it did not complete."""
     environment = dict(os.environ) if engine is None else {**os.environ, "ENGINE": engine}
     done = subprocess.run([ROOT / "run.sh", *words], env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
@@ -51,7 +52,7 @@ def run(words: list[str], engine: str | None) -> dict[str, Any] | None:
 
 
 def steady(entry: Any) -> Any:
-    """An entry of the history without what no two runs have in common."""
+    """Return an entry of the history without what no two runs have in common."""
     if isinstance(entry, dict):
         return {key: steady(value) for key, value in entry.items() if "seconds" not in key and key != "memory"}
     return [steady(item) for item in entry] if isinstance(entry, list) else entry
