@@ -47,22 +47,19 @@ def federate(example: str, clients: int, sampled: int, rounds: int) -> dict[str,
     with workers() as pool:
         arrays = pool.submit(initial, config["seed"]).result()
         started = time.monotonic()
-        phases = 0
         for number in range(1, rounds + 1):
-            chosen = sample(clients, sampled, config["seed"], phases)
+            chosen = sample(clients, sampled, f"{config['seed']} {number} train")
             work = [pool.submit(train, arrays, client, clients, number, config) for client in chosen]
             arrays = average([job.result() for job in work])
-            phases += 1
             if example == "multiprocessing":  # its server tests; its clients don't
-                (accuracy, _) = pool.submit(test_split, arrays).result()
+                accuracy = pool.submit(test_split, arrays, config["device"]).result()
                 continue
-            chosen = sample(clients, sampled, config["seed"], phases)
+            chosen = sample(clients, sampled, f"{config['seed']} {number} evaluate")
             work = [pool.submit(evaluate, arrays, client, clients, config) for client in chosen]
             found = [job.result() for job in work]
             accuracy = sum(a * n for a, n in found) / sum(n for _, n in found)
-            phases += 1
         ended = time.monotonic()
-    from launcher.replies import model_sha256
+    from rounds.averages import model_sha256  # imports Flower, which is no part of what is measured
 
     return {
         "accuracy": accuracy,
@@ -87,14 +84,17 @@ def workers() -> Iterator[ProcessPoolExecutor]:
             os.environ["OMP_NUM_THREADS"] = before
 
 
-def sample(clients: int, sampled: int, seed: int, phases: int) -> list[int]:
-    """The clients of a phase, in the order of their partitions: drawn as RunGrid and Flower draw them."""
-    random.seed(f"{seed} {phases}")
+def sample(clients: int, sampled: int, seed: str) -> list[int]:
+    """Draw the clients of a phase as PatientGrid and Flower do; return them in the order of their partitions."""
+    random.seed(seed)
     return sorted(random.sample(range(clients), sampled))
 
 
 def average(results: list[tuple[Arrays, int]]) -> Arrays:
-    """FedAvg (McMahan et al., 2017, arXiv:1602.05629): the mean, weighted by examples; added up in Flower's order."""
+    """FedAvg (McMahan et al., 2017, arXiv:1602.05629): the mean, weighted by examples; added up in Flower's order.
+
+    It needs no care for dtypes: all weights of this network are float32, and so is their mean.
+    """
     total = sum(examples for _, examples in results)
     mean: Arrays = {}
     for arrays, examples in results:
@@ -126,38 +126,47 @@ def initial(seed: int) -> Arrays:
     return {name: tensor.numpy() for name, tensor in Net().state_dict().items()}
 
 
-def load(client: int, clients: int, config: dict[str, Any], server_round: int = 0) -> tuple[Any, Any]:
+def load(client: int, clients: int, config: dict[str, Any]) -> tuple[Any, Any]:
     import cifar_utils
 
-    return cifar_utils.load_partition(client, clients, config["batch-size"], config["seed"], server_round=server_round)
+    return cifar_utils.load_client_data(client, clients, config["batch-size"], config["seed"])
+
+
+def seed_generators(seed: int, server_round: int, client: int) -> None:
+    """Seed PyTorch, which draws the order of examples, as `message_seed` in rounds/mods.py has it for training."""
+    import torch
+
+    torch.manual_seed(int(np.random.SeedSequence([seed, server_round, client, 1]).generate_state(1)[0]))
 
 
 def train(arrays: Arrays, client: int, clients: int, server_round: int, config: dict[str, Any]) -> tuple[Arrays, int]:
     import cifar_utils
 
-    net, (batches, _) = network(arrays), load(client, clients, config, server_round)
-    cifar_utils.train(net, batches, config["local-epochs"], config["learning-rate"])
-    return {name: tensor.numpy() for name, tensor in net.state_dict().items()}, batches.num_examples
+    seed_generators(config["seed"], server_round, client)
+    net = network(arrays)
+    trainloader, _ = load(client, clients, config)
+    cifar_utils.train(net, trainloader, config["local-epochs"], config["learning-rate"], device=config["device"])
+    return {name: tensor.cpu().numpy() for name, tensor in net.state_dict().items()}, len(trainloader.dataset)
 
 
 def evaluate(arrays: Arrays, client: int, clients: int, config: dict[str, Any]) -> tuple[float, int]:
     import cifar_utils
 
-    _, held_out = load(client, clients, config)
-    return cifar_utils.test(network(arrays), held_out)["accuracy"], held_out.num_examples
+    _, testloader = load(client, clients, config)
+    return cifar_utils.test(network(arrays), testloader, config["device"])["accuracy"], len(testloader.dataset)
 
 
-def test_split(arrays: Arrays) -> tuple[float, int]:
+def test_split(arrays: Arrays, device: str) -> float:
     import torch
 
     import cifar_utils
 
     images, labels = cifar_utils.load_split("test")
-    batches = cifar_utils.Batches(np.array(images), labels, 512, torch.device("cpu"))
+    testloader = cifar_utils.Pictures(np.array(images), labels).loader(100)
     torch.set_num_threads(os.cpu_count() or 1)  # nobody trains meanwhile
-    accuracy = cifar_utils.test(network(arrays), batches)["accuracy"]
+    accuracy = cifar_utils.test(network(arrays), testloader, device)["accuracy"]
     torch.set_num_threads(1)
-    return accuracy, batches.num_examples
+    return accuracy
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from common import ROOT
 
 sys.path.insert(0, str(ROOT / "basic"))
 
-from launcher.engine import answers
+from launcher.commands import answers
 
 SUPERLINK = ["flower-superlink", "--insecure", "--simulation", "--disable-runtime-dependency-installation", "--port"]
 

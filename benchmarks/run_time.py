@@ -1,4 +1,4 @@
-"""How far is ./run.sh from the limit, and where does the time go? Each run beside benchmarks/floor.py's plain loop.
+"""How far is ./run.sh from the limit? Each run beside benchmarks/floor.py's plain loop.
 
     python benchmarks/run_time.py                     # basic in both engines, multiprocessing: about 15 minutes
     python benchmarks/run_time.py --repeats 1 basic
@@ -24,7 +24,7 @@ WORK = {
     "basic": [("basic", "simulation", 3, 3, 3), ("basic", "deployment", 3, 3, 3)],
     "multiprocessing": [("multiprocessing", "simulation", 100, 10, 5), ("multiprocessing", "simulation", 100, 10, 50)],
 }
-HEADER = ["run", "seconds", "plain loop", "ratio", "start-up", "training", "evaluation", "other in rounds", "end"]
+HEADER = ["run", "seconds", "plain loop", "ratio", "start-up", "rounds", "end"]
 
 
 def main() -> None:
@@ -57,16 +57,9 @@ def main() -> None:
 
 def split(history: dict[str, Any], loop: float) -> list[float]:
     """Seconds of a run in all, of the plain loop, their ratio, and the run's parts."""
-    phases = {"train": 0.0, "evaluate": 0.0, "server": 0.0}
-    for entry in history["rounds"]:
-        for phase, seconds in entry["phase_seconds"].items():
-            phases[phase] += seconds
+    total, start = history["seconds"], history["startup_seconds"]
     rounds = sum(entry["seconds"] for entry in history["rounds"])
-    evaluation = phases["evaluate"] + phases["server"]
-    other = rounds - phases["train"] - evaluation
-    end = history["seconds"] - history["startup_seconds"] - rounds
-    total = history["seconds"]
-    return [total, loop, total / loop, history["startup_seconds"], phases["train"], evaluation, other, end]
+    return [total, loop, total / loop, start, rounds, total - start - rounds]
 
 
 if __name__ == "__main__":

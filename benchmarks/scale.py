@@ -10,22 +10,16 @@ DATA_DIR and DATASET say which pictures, which must be ready. Makes scale.md and
 """
 
 import argparse
-import os
-import re
 import statistics
-import subprocess
 import sys
-import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, set_up, table
+from common import ROOT, Memory, run_example, set_up, table, write_picture
 
 sys.path.insert(0, str(ROOT / "basic"))
 
-from launcher.processes import marked
-from launcher.results import load_history, write_whole
+from rounds.history import write_whole
 
 HERE = Path(__file__).resolve().parent
 # Name: label, example, clients and sampled of each run, and further settings
@@ -37,40 +31,22 @@ SWEEPS: dict[str, list[tuple[str, str, int, int, str]]] = {
         ("11.2 million", "advanced_example", 10, 10, "toy=true model=resnet18"),
     ],
 }
-HEADER = ["sweep", "example", "clients", "sampled", "examples a round", "MB a round", "a round, s", "peak of all, MiB"]
-INTERVAL = 0.5  # seconds between two looks at the memory
+HEADER = ["sweep", "example", "clients", "sampled", "pictures a round", "MB a round", "a round, s", "peak of all, MiB"]
 
 
 def measure(example: str, clients: int, sampled: int, settings: str, rounds: int) -> dict[str, Any]:
     """Run it; return its figures, without those of round 1, which waits for imports."""
-    folder, peak = ROOT / example, 0.0
-    command = [str(folder / "run.sh"), *map(str, (clients, clients, sampled, rounds)), *settings.split()]
-    environment = {**os.environ, "PYTHON": sys.executable, "ENGINE": "simulation"}
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment) as launcher:
-        while launcher.poll() is None:
-            time.sleep(INTERVAL)
-            for run_dir in folder.glob(f"runs/*-{launcher.pid}"):
-                peak = max(peak, sum(own_share(pid) for pid in [launcher.pid, *marked(run_dir)]))
-    if launcher.returncode != 0:
-        sys.exit(f"{' '.join(command)} ended with status {launcher.returncode}")
-    history = load_history(run_dir)
+    memory = Memory()
+    history = run_example(example, clients, clients, sampled, rounds, *settings.split(), memory=memory)
     later = [entry for entry in history["rounds"] if entry["round"] > 1]
     examples = [sum(row["num-examples"] for row in entry["train"]["by_client"]) for entry in later]
     return {
         "examples": statistics.median(examples),
         "megabytes": statistics.median(entry["bytes"] for entry in later) / 1e6,
         "seconds": statistics.median(entry["seconds"] for entry in later),
-        "peak": peak,
+        "peak": memory.peak,
         "history": history,
     }
-
-
-def own_share(pid: int) -> float:
-    """MiB of a process, in which a page that n processes share counts as an nth; 0 where it is gone."""
-    with suppress(OSError):
-        if found := re.search(r"^Pss: +(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE):
-            return int(found[1]) / 1024
-    return 0
 
 
 def draw(found: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
@@ -89,7 +65,7 @@ def draw(found: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
         lower.set_xlabel(sweep)
     axes[0][0].set_ylabel("seconds a round, median")
     axes[1][0].set_ylabel("peak memory of all, MiB")
-    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=90))
+    write_picture(path, figure)
     plt.close(figure)
 
 
@@ -111,7 +87,7 @@ def main() -> None:
             rows.append([f"{name}: {label}", example, f"{clients}", f"{sampled}", *figures, f"{run['peak']:.0f}"])
             print(*rows[-1], file=sys.stderr, flush=True)
     text = f"{given.rounds} rounds each, simulation; {set_up(run['history'])}\n\n{table(HEADER, rows)}\n"
-    write_whole(given.out / "scale.md", lambda file: file.write(text.encode()))
+    write_whole(given.out / "scale.md", text.encode())
     draw(found, given.out / "scale.png")
     print(text)
 

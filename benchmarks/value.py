@@ -20,14 +20,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
-from common import run_example, set_up, table
+from common import ROOT, run_example, set_up, table, write_picture
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "basic"))
+sys.path.insert(0, str(ROOT / "basic"))
 
-from cifar_utils import Batches, Net, load_partition, test, train
-from launcher.dataset import load_split
-from launcher.results import STAND_IN, newest
+from cifar_utils import Net, Pictures, load_client_data, load_split, test, train
+from launcher.screen import STAND_IN
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "IID": {"name": "iid"},
@@ -36,29 +36,29 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 WAYS = ("in one place", "federated", "alone, mean", "alone, worst", "alone, best")
 BATCH_SIZE, LEARNING_RATE, SEED = 32, 0.02, 2026
-Data = list[tuple[Batches, Batches]]  # of each client: training, held out
+Data = list[tuple[DataLoader, DataLoader]]  # of each client: training, held out
 
 
 def load(setting: dict[str, Any], clients: int) -> Data:
-    return [load_partition(i, clients, BATCH_SIZE, SEED, **setting) for i in range(clients)]
+    return [load_client_data(i, clients, BATCH_SIZE, SEED, **setting) for i in range(clients)]
 
 
-def trained(parts: list[Batches], passes: int) -> Net:
+def trained(parts: list[DataLoader], passes: int) -> Net:
     """A model that has seen the examples of some clients, put together."""
-    images = np.concatenate([part.images.numpy() for part in parts])
-    labels = np.concatenate([part.labels.numpy() for part in parts])
+    images = np.concatenate([part.dataset.images.numpy() for part in parts])
+    labels = np.concatenate([part.dataset.labels.numpy() for part in parts])
     torch.manual_seed(SEED)  # the weights that the server begins with
     net = Net()
-    train(net, Batches(images, labels, BATCH_SIZE, torch.device("cpu"), seed=SEED), passes, LEARNING_RATE)
+    train(net, Pictures(images, labels).loader(BATCH_SIZE, shuffle=True), passes, LEARNING_RATE)
     return net
 
 
-def accuracies(net: Net, held_out: list[Batches]) -> tuple[float, float]:
+def accuracies(net: Net, held_out: list[DataLoader]) -> tuple[float, float]:
     """On the test split, and on what some clients have held out, each example counted once."""
     images, labels = load_split("test")
-    right = [test(net, one)["accuracy"] * one.num_examples for one in held_out]
-    whole = Batches(images.copy(), labels, 512, torch.device("cpu"))
-    return test(net, whole)["accuracy"], sum(right) / sum(one.num_examples for one in held_out)
+    right = [test(net, one)["accuracy"] * len(one.dataset) for one in held_out]
+    whole = Pictures(images.copy(), labels).loader(512)
+    return test(net, whole)["accuracy"], sum(right) / sum(len(one.dataset) for one in held_out)
 
 
 def on_this_machine(setting: dict[str, Any], clients: int, passes: int, only: int | None) -> tuple[float, float]:
@@ -87,11 +87,11 @@ def measure(setting: dict[str, Any], clients: int, passes: int) -> tuple[dict[st
         who = [None, *range(clients)]
         jobs = [pool.submit(on_this_machine, setting, clients, passes, only) for only in who]
         together, *alone = [job.result() for job in jobs]
-    sizes = [held_out.num_examples for _, held_out in load(setting, clients)]
+    sizes = [len(held_out.dataset) for _, held_out in load(setting, clients)]
     test_split, own = map(np.array, zip(*alone, strict=True))
     return {
         "in one place": together,
-        "federated": (history["accuracy"], newest(history, "evaluate", "accuracy")),
+        "federated": (history["accuracy"], history["rounds"][-1]["evaluate"]["accuracy"]),
         "alone, mean": (test_split.mean(), np.average(own, weights=sizes)),
         "alone, worst": (test_split.min(), own.min()),
         "alone, best": (test_split.max(), own.max()),
@@ -121,7 +121,8 @@ def draw(found: dict[str, dict[str, tuple[float, float]]], title: str, path: Pat
     panels[0].set_ylabel("accuracy")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.suptitle(title)
-    figure.savefig(path, dpi=100)
+    write_picture(path, figure)
+    plt.close(figure)
 
 
 def main() -> None:
