@@ -30,6 +30,18 @@ def fail_stubbornly() -> NoReturn:
     raise Stubborn(7, "no")
 
 
+def fail_like_cuda() -> NoReturn:
+    import torch
+
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+
+def fail_with_a_tensor() -> NoReturn:
+    import torch
+
+    raise ValueError(torch.ones(1))
+
+
 def kill_itself(number: int) -> None:
     os.kill(os.getpid(), number)
     time.sleep(100)
@@ -66,6 +78,17 @@ def variable(name: str) -> str | None:
 
 def set_variable(name: str) -> None:
     os.environ[name] = "set in a child"
+
+
+def count(folder: Path) -> tuple[int, str | None]:
+    """Say how many work in a folder at the same time, of those that do this, and which GPU this one sees."""
+    (folder / str(os.getpid())).touch()
+    deadline, most = time.monotonic() + 1, 0
+    while time.monotonic() < deadline:
+        most = max(most, len(list(folder.iterdir())))
+        time.sleep(0.02)
+    (folder / str(os.getpid())).unlink()
+    return most, os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
 def hang(pid_file: Path) -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import BASIC  # noqa: F401  (makes the modules of basic importable)
 from runs import write_dataset
 
-from launcher.standin import draw_shapes
+from cifar_data.shapes import draw_shapes
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from paths import BASIC
 
-from launcher import dataset
+from cifar_data.prepare import prepare
 
 FILES = ["meta.json", "test_images.npy", "test_labels.npy", "train_images.npy", "train_labels.npy"]
 
@@ -17,7 +17,8 @@ def empty_data_dir(tmp_path, monkeypatch):
     """An empty DATA_DIR, which is not made yet."""
     folder = tmp_path / "data"
     monkeypatch.setenv("DATA_DIR", str(folder))
-    monkeypatch.delenv("DATASET", raising=False)
+    monkeypatch.setenv("DATASET", "auto")  # set first, so that what load_split sets is undone after the test
+    monkeypatch.delenv("DATASET")
     return folder
 
 
@@ -26,14 +27,17 @@ def drawn_stand_in(tmp_path_factory):
     root = tmp_path_factory.mktemp("stand-in")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DATA_DIR", str(root))
-        dataset.prepare("synthetic")
+        prepare("synthetic")
     return root / "synthetic"
 
 
+PREPARE = [sys.executable, str(BASIC / "cifar_data" / "prepare.py")]
+
+
 def command(*arguments, **environment):
-    """`python cifar_utils.py ...`, as a user types it."""
+    """Run `python cifar_data/prepare.py ...` from elsewhere, as the launcher does."""
     return subprocess.run(
-        [sys.executable, BASIC / "cifar_utils.py", *arguments],
+        [*PREPARE, *arguments],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,

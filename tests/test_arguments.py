@@ -1,14 +1,17 @@
 """What may be asked of a run: the many cases, straight to the parser. (test_commands.py goes through ./run.sh.)"""
 
+import math
 import shlex
 import tomllib
+from pathlib import Path
 
 import pytest
+import tomli_w
 from paths import BASIC
 
-from launcher.arguments import Settings, command, parse
-from launcher.engine import toml
-from launcher.values import UsageError
+from launcher import commands, extension
+from launcher.arguments import parse
+from launcher.project import UsageError
 
 DEFAULTS = tomllib.loads((BASIC / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
 RATE = DEFAULTS["learning-rate"]
@@ -16,15 +19,19 @@ HUGE = "9" * 5000  # more digits than Python turns into a number
 
 
 def parsed(*words, **environment):
-    settings = parse(list(words), BASIC, environment)
-    assert isinstance(settings, Settings)
-    return settings
+    return parse(list(words), BASIC, environment)
 
 
 def refused(*words, **environment):
     with pytest.raises(UsageError) as error:
         parse(list(words), BASIC, environment)
     return str(error.value)
+
+
+def for_flower(settings):
+    """The run config as Flower reads it from the file that is written for it."""
+    run = commands.Planned(settings, extension.load(settings.project), Path("run"))
+    return tomllib.loads(tomli_w.dumps(commands.files(run, 1)[Path("run/run-config.toml")]))
 
 
 def counts(settings):
@@ -35,11 +42,17 @@ def counts(settings):
     "words", [[], ["5", "4", "2", "7"], ["3", "learning-rate=0.5", "seed=1", "num-server-rounds=2"]]
 )
 def test_the_command_to_type_for_the_same_run(words):
-    settings = parsed(*words, ENGINE="simulation")
-    typed = shlex.split(command(settings, "cifar10"))
+    settings = parsed(*words, ENGINE="simulation", DATASET="cifar10")
+    typed = shlex.split(settings.command)
     assert typed[:3] == ["ENGINE=simulation", "DATASET=cifar10", "./run.sh"]
     repeated = parsed(*typed[3:], ENGINE="simulation")
     assert (repeated.clients, repeated.config) == (settings.clients, settings.config)
+
+
+def test_what_the_user_has_set_is_known():
+    assert parsed().given == frozenset()
+    assert parsed("5", "4", "seed=1").given == {"CLIENTS", "min-clients", "seed"}
+    assert parsed(ENGINE="simulation", DATASET="auto").given == {"ENGINE"}
 
 
 # --- Numbers ---------------------------------------------------------------------------------------------------------
@@ -67,7 +80,7 @@ def test_numbers_and_what_follows_from_them(words, expected):
     assert counts(parsed(*words)) == expected
 
 
-@pytest.mark.parametrize("word", ["0", "-1", "1.5", "1e3", "", " ", "3 ", "+3", "0x3", "1_0", "٣", "³", "nan", "-inf"])
+@pytest.mark.parametrize("word", ["0", "-1", "1.5", "1e3", "", " ", "3 ", "+3", "0x3", "1_0", "٣", "³", "nan"])
 def test_a_count_is_a_plain_whole_number(word):
     for place, name in enumerate(("CLIENTS", "MIN_CLIENTS", "SAMPLED", "ROUNDS")):
         assert f"{name} must be a whole number from 1 to 1000000" in refused(*["1"] * place, word)
@@ -140,7 +153,11 @@ def test_a_value_takes_the_type_of_its_default(pair, value):
         (["=1"], "unknown key ''"),
         (["Seed=1"], "unknown key 'Seed'; there are min-clients"),
         (["a\nb=1"], r"unknown key 'a\nb'"),
-        (["--seed=1"], "unknown option --seed=1"),
+        (["--seed=1"], "unrecognized arguments: --seed=1"),
+        (["-inf"], "unrecognized arguments: -inf"),
+        (["--dry"], "unrecognized arguments: --dry"),  # not an abbreviation
+        (["-a\nb"], "unrecognized arguments: -a b"),
+        (["-" + "x" * 5000], "unrecognized arguments: -xxx"),
     ],
 )
 def test_wrong_values(words, said):
@@ -174,23 +191,38 @@ def test_secure_goes_with_the_deployment_engine():
 # --- Other examples' types, and the file that Flower reads -----------------------------------------------------------
 
 
-OTHER = """\
-[project]
-name = "other"
-description = "An example with values of each type"
-[tool.flwr.app.config]
+CONFIG = """\
 min-clients = 1
 sampled-clients = 1
 num-server-rounds = 1
 name = "plain"
 strategy = "fedavg"
 fast = false
+bound = inf
+# What the launcher might take for its own, and a table.
+clients = 5
+dataset = "mine"
+engine = 2.5
+values = "v"
+keys = true
+description = "d"
+opt.lr = 0.1
+opt.decay.steps = 10
+"a key" = 1
+"""
+OTHER = f"""\
+[project]
+name = "other"
+description = "An example with values of each type"
+[tool.flwr.app.config]
+{CONFIG}
 [tool.launcher]
 engine = "simulation"
 clients = 1
 dataset = "own"
 [tool.launcher.values]
 strategy = ["fedavg", "fedprox"]
+opt.lr = [0.0, 1.0]
 """
 
 
@@ -212,6 +244,9 @@ def test_truth_values(other, word, value):
         ("fast=", "fast must be true or false"),
         ("strategy=fedsgd", "strategy must be one of fedavg, fedprox, not 'fedsgd'"),
         ("name=\udcff", "name must be"),  # what Python makes of an argument that is not UTF-8
+        ("opt.lr=2", "opt.lr must be from 0.0 to 1.0, not 2.0"),
+        ("opt=2", "unknown key 'opt'; there are min-clients"),
+        ("opt.decay=2", "unknown key 'opt.decay'"),
     ],
 )
 def test_wrong_values_of_other_types(other, pair, said):
@@ -223,20 +258,116 @@ def test_wrong_values_of_other_types(other, pair, said):
 def test_an_example_with_its_own_data(other):
     assert parse([], other, {}).dataset == "own"
     assert parse([], other, {"DATASET": "synthetic"}).dataset == "synthetic"
+    with pytest.raises(UsageError, match="DATASET must be one of auto, cifar10, synthetic, own, not 'owm'"):
+        parse([], other, {"DATASET": "owm"})
 
 
-SPECIAL = ["'", '"', '"""', "\\", "\n", "\t", "#", "=", "ü", "\U0001f338", "\x01", "\x7f", "\x85", "\u2028"]
+def test_a_user_s_own_keys_reach_flower_and_nothing_else(other):
+    pairs = ["clients=7", "dataset=a b", "engine=1", "values=w", "keys=false", "description=e"]
+    settings = parse(["1", *pairs], other, {})
+    assert (settings.clients, settings.dataset, settings.engine) == (1, "own", "simulation")
+    expected = {"clients": 7, "dataset": "a b", "engine": 1.0, "values": "w", "keys": False, "description": "e"}
+    assert {key: for_flower(settings)[key] for key in expected} == expected
+    assert for_flower(settings)["bound"] == math.inf
+
+
+def test_a_table_s_key_is_set_by_its_path(other):
+    """As Flower gives it to the app, too."""
+    config = for_flower(parse(["opt.lr=0.2", "opt.decay.steps=5", "a key=3"], other, {}))
+    assert (config["opt.lr"], config["opt.decay.steps"], config["a key"]) == (0.2, 5, 3)
+    assert "opt" not in config
+
+
+def test_the_command_for_the_same_run_has_those_keys_too(other):
+    settings = parse(["opt.lr=0.2", "a key=3", "clients=9"], other, {})
+    typed = shlex.split(settings.command)
+    repeated = parse(typed[3:], other, dict(word.split("=") for word in typed[:2]))
+    assert (repeated.config, repeated.dataset) == (settings.config, "own")
+
+
+@pytest.mark.parametrize("words", [[], ["--help"]])
+def test_the_help_and_the_defaults_survive_any_text(other, words, capsys):
+    """Also a percent sign, which argparse would take for a place to fill in."""
+    text = (other / "pyproject.toml").read_text()
+    (other / "pyproject.toml").write_text(text.replace('"plain"', '"100%s {} %"').replace('"An example', '"{1} %d'))
+    if words:
+        with pytest.raises(SystemExit) as left:
+            parse(words, other, {})
+        assert left.value.code == 0
+        assert "name=100%s {} %" in capsys.readouterr().out
+    else:
+        assert parse(words, other, {}).config["name"] == "100%s {} %"
+
+
+SPECIAL = ["'", '"', '"""', "\\", "\n", "\t", "#", "=", "ü", "\U0001f338", "\x01", "\x7f", "\x85", "\u2028", "\r\n"]
 
 
 @pytest.mark.parametrize("value", ["", "two words", "true", "1", "x" * 100_000, *SPECIAL, "a".join(SPECIAL)])
 def test_text_reaches_flower_as_it_was_typed(other, value):
-    config = parse([f"name={value}"], other, {}).config
-    assert tomllib.loads(toml(config)) == config
+    assert for_flower(parse([f"name={value}"], other, {}))["name"] == value
 
 
 @pytest.mark.parametrize("pair", ["learning-rate=1e-300", "learning-rate=0.1", "learning-rate=1", "seed=4294967295"])
 def test_numbers_reach_flower_as_they_were_typed(pair):
     config = parsed(pair).config
-    found = tomllib.loads(toml(config))
+    found = for_flower(parsed(pair))
     assert found == config
     assert [type(value) for value in found.values()] == [type(value) for value in config.values()]
+
+
+# --- A pyproject.toml that is not as it should be --------------------------------------------------------------------
+
+
+def without(key):
+    return "".join(line for line in OTHER.splitlines(True) if not line.startswith(key))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "can't be read: "),
+        (b"", "lacks 'tool'"),
+        (b"\xef\xbb\xbf" + OTHER.encode(), "can't be read: Invalid statement (at line 1, column 1)"),
+        (OTHER.encode("utf-16"), "can't be read: "),
+        (OTHER + "a = = 1", "can't be read: "),
+        (OTHER.replace("inf", "infinite"), "can't be read: "),
+        (without("clients = 1"), "lacks 'clients'"),
+        (OTHER.replace("[tool.flwr", "[tool.flower"), "lacks 'flwr'"),
+        (without("min-clients"), "lacks 'min-clients'"),
+        (
+            OTHER.replace("min-clients = 1", 'min-clients = "1"'),
+            "min-clients must be a whole number from 1 on, not '1'",
+        ),
+        (
+            OTHER.replace("min-clients = 1", "min-clients = true"),
+            "min-clients must be a whole number from 1 on, not True",
+        ),
+        (OTHER.replace("min-clients = 1", "min-clients = 0"), "min-clients must be a whole number from 1 on, not 0"),
+        (OTHER.replace('name = "other"', "name = 3"), "name, engine, dataset and extension must be text"),
+        (OTHER.replace('dataset = "own"', 'dataset = "own"\nextension = 3'), "and extension must be text"),
+        (OTHER.replace('engine = "simulation"', 'engine = "ray"'), "ENGINE must be one of deployment, simulation"),
+        (OTHER.replace("bound = inf", "bound = [1, 2]"), "bound must be text, a number, true or false, not [1, 2]"),
+        (OTHER.replace("bound = inf", "bound = 2020-01-01"), "bound must be text, a number, true or false, not "),
+        (OTHER.replace("opt.lr = [0.0, 1.0]", "opt.lt = [0.0, 1.0]"), "lacks 'opt.lt'"),
+        (OTHER.replace("opt.lr = [0.0, 1.0]", "opt.lr = [0.0]"), "can't be read: "),
+        (OTHER.replace("opt.lr = [0.0, 1.0]", 'opt.lr = ["a", "b"]'), "can't be read: "),
+        (OTHER.replace("opt.lr = [0.0, 1.0]", "opt.lr = 5"), "can't be read: "),
+        (OTHER.replace("opt.lr = 0.1", "opt.lr = 3.0"), "opt.lr must be from 0.0 to 1.0, not 3.0"),
+        (
+            OTHER.replace('strategy = "fedavg"', 'strategy = "fed"'),
+            "strategy must be one of fedavg, fedprox, not 'fed'",
+        ),
+        (OTHER.replace("[tool.launcher.values]", "[tool.launcher]\nvalues = 3"), "can't be read: "),
+        ("tool = 3", "can't be read: "),
+    ],
+)
+def test_a_broken_pyproject_is_an_error_and_no_traceback(other, content, said):
+    path = other / "pyproject.toml"
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(UsageError) as error:
+        parse([], other, {})
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)

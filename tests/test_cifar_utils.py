@@ -1,4 +1,4 @@
-"""The model, its loops and its loader, each against the plainest computation of the same thing."""
+"""The model, its loops and its data loaders, each against the plainest computation of the same thing."""
 
 import numpy as np
 import pytest
@@ -8,10 +8,9 @@ from paths import BASIC  # noqa: F401  (makes the modules of basic importable)
 from torch import nn
 
 import cifar_utils
-from cifar_utils import Batches, Net
+from cifar_utils import Net, Pictures
 
 torch.set_num_threads(1)  # as in a run; several threads for such small batches only wait for one another
-CPU = torch.device("cpu")
 UNEVEN = 70  # examples: batches of 32 leave a last one of 6
 
 
@@ -23,8 +22,8 @@ def pictures(count, seed=0):
     return (colours[labels] + rng.integers(0, 56, (count, 3, 32, 32))).astype(np.uint8), labels
 
 
-def batches(count=UNEVEN, batch_size=32, seed=None):
-    return Batches(*pictures(count), batch_size, CPU, seed)
+def batches(count=UNEVEN, batch_size=32, shuffle=False):
+    return Pictures(*pictures(count)).loader(batch_size, shuffle)
 
 
 def everything(loader):
@@ -96,7 +95,7 @@ def test_accuracy_is_a_fraction(right, accuracy):
 
     images, _ = pictures(UNEVEN)
     labels = np.full(UNEVEN, 3 if right else 4)
-    assert cifar_utils.test(Oracle(), Batches(images, labels, 32, CPU))["accuracy"] == accuracy
+    assert cifar_utils.test(Oracle(), Pictures(images, labels).loader(32))["accuracy"] == accuracy
 
 
 def test_testing_changes_nothing_and_leaves_no_gradients():
@@ -122,14 +121,14 @@ def test_the_training_loss_is_the_mean_over_examples(epochs):
     images, labels = everything(batches())
     expected = F.cross_entropy(net(images), labels).item()
     # Without a step the model stays as it is, so that every batch's loss can be compared.
-    found = cifar_utils.train(net, batches(seed=1), epochs=epochs, learning_rate=0.0)
+    found = cifar_utils.train(net, batches(shuffle=True), epochs=epochs, learning_rate=0.0)
     assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_training_learns():
     net = make_net()
     before = cifar_utils.test(net, batches(320))
-    cifar_utils.train(net, batches(320, seed=1), epochs=15, learning_rate=0.01)
+    cifar_utils.train(net, batches(320, shuffle=True), epochs=15, learning_rate=0.01)
     after = cifar_utils.test(net, batches(320))
     assert after["loss"] < before["loss"] / 2
     assert after["accuracy"] > 0.6
@@ -146,12 +145,12 @@ def test_training_is_repeatable():
     states = []
     for _ in range(2):
         net = make_net()
-        cifar_utils.train(net, batches(seed=5), epochs=2, learning_rate=0.01)
+        cifar_utils.train(net, batches(shuffle=True), epochs=2, learning_rate=0.01)
         states.append(net.state_dict())
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
-# --- Batches ---------------------------------------------------------------------------------------------------------
+# --- The data loaders ------------------------------------------------------------------------------------------------
 
 
 def order(loader):
@@ -159,8 +158,10 @@ def order(loader):
     return [int(label) for _, labels in loader for label in labels]
 
 
-def numbered(seed, count=UNEVEN):
-    return Batches(pictures(count)[0], np.arange(count), 32, CPU, seed)
+def numbered(shuffle=True, seed=None):
+    if seed is not None:
+        torch.manual_seed(seed)
+    return Pictures(pictures(UNEVEN)[0], np.arange(UNEVEN)).loader(32, shuffle)
 
 
 def test_each_pass_is_a_new_permutation():
@@ -171,21 +172,17 @@ def test_each_pass_is_a_new_permutation():
 
 
 def test_the_order_follows_from_the_seed():
-    one, same, other = numbered(seed=1), numbered(seed=1), numbered(seed=2)
-    assert [order(one), order(one)] == [order(same), order(same)]
-    assert order(numbered(seed=1)) != order(other)
+    orders = {}
+    for seed in (1, 2):
+        for _ in range(2):
+            loader = numbered(seed=seed)
+            orders.setdefault(seed, []).append([order(loader), order(loader)])
+    assert orders[1][0] == orders[1][1]
+    assert orders[1][0] != orders[2][0]
 
 
-def test_the_order_leaves_other_random_numbers_alone():
-    torch.manual_seed(3)
-    expected = torch.rand(1)
-    torch.manual_seed(3)
-    order(numbered(seed=1))
-    assert torch.equal(torch.rand(1), expected)
-
-
-def test_without_a_seed_the_order_stays():
-    loader = numbered(seed=None)
+def test_without_shuffling_the_order_stays():
+    loader = numbered(shuffle=False)
     assert order(loader) == order(loader) == list(range(UNEVEN))
 
 
@@ -193,13 +190,27 @@ def test_without_a_seed_the_order_stays():
 def test_the_last_batch_holds_the_rest(count, sizes):
     loader = batches(count)
     assert [len(labels) for _, labels in loader] == sizes
-    assert loader.num_examples == count
+    assert len(loader.dataset) == count
+
+
+def test_a_batch_is_fetched_whole():
+    """One by one, a pass over CIFAR-10 takes many times as long."""
+    asked = []
+
+    class Noting(Pictures):
+        def __getitems__(self, rows):
+            asked.append(len(rows))
+            return super().__getitems__(rows)
+
+    images, labels = everything(Noting(*pictures(UNEVEN)).loader(32, shuffle=True))
+    assert asked == [32, 32, 6]
+    assert (images.shape, labels.shape) == ((UNEVEN, 3, 32, 32), (UNEVEN,))
 
 
 def test_pixels_are_scaled_to_minus_one_to_one():
     images = np.zeros((3, 3, 32, 32), dtype=np.uint8)
     images[1], images[2] = 255, 51
-    (scaled, labels), *_ = Batches(images, np.array([7, 8, 9]), 32, CPU)
+    ((scaled, labels),) = Pictures(images, np.array([7, 8, 9])).loader(32)
     assert scaled.dtype == torch.float32
     assert labels.tolist() == [7, 8, 9]
     assert scaled[:, 0, 0, 0].tolist() == pytest.approx([-1.0, 1.0, -0.6])
@@ -209,5 +220,5 @@ def test_pixels_are_scaled_to_minus_one_to_one():
 def test_pictures_keep_their_labels_when_shuffled():
     count = 50
     images = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 3, 32, 32)).copy()
-    for scaled, labels in Batches(images, np.arange(count), 16, CPU, seed=4):
+    for scaled, labels in Pictures(images, np.arange(count)).loader(16, shuffle=True):
         assert ((scaled[:, 0, 0, 0] + 1) * 127.5).round().long().tolist() == labels.tolist()

@@ -1,5 +1,10 @@
-"""The stand-in, made once by whoever comes first; and folders that can't be used as they should."""
+"""The stand-in, made once by whoever comes first; how a data set is found and read; folders that can't be used."""
 
+import errno
+import fcntl
+import hashlib
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -8,14 +13,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_helpers import assert_whole, command, drawn_stand_in, empty_data_dir, listing
+from data_helpers import FILES, PREPARE, assert_whole, command, drawn_stand_in, empty_data_dir, listing
 from paths import BASIC
 
-from launcher import dataset
-from launcher.standin import draw_shapes
+import cifar_data
+from cifar_data.prepare import prepare
+from cifar_data.shapes import draw_shapes
 
 data_dir = pytest.fixture(empty_data_dir)
 stand_in = pytest.fixture(scope="module")(drawn_stand_in)
+
+
+@pytest.fixture
+def ready(stand_in, data_dir):
+    """An own copy of the stand-in, to be damaged."""
+    return Path(shutil.copytree(stand_in, data_dir / "synthetic"))
+
 
 # --- The stand-in ----------------------------------------------------------------------------------------------------
 
@@ -28,6 +41,12 @@ def test_drawing_is_deterministic():
     assert np.array_equal(labels, same_labels)
     assert not np.array_equal(images, other)
     assert (images.dtype, images.shape, labels.dtype, labels.shape) == (np.uint8, (200, 3, 32, 32), np.int64, (200,))
+
+
+def test_the_pictures_stay_what_they_were():
+    images, labels = draw_shapes(200, seed=0)
+    digest = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+    assert digest.startswith("03ec2207bba9b39a"), "figures measured on the stand-in no longer hold"
 
 
 def test_the_stand_in_has_ten_classes_of_one_size(stand_in):
@@ -57,40 +76,163 @@ def test_the_command_prepares_once_and_says_what_it_is(data_dir):
     assert_whole(data_dir / "synthetic")
 
 
-def test_an_unknown_name_is_a_clear_error(data_dir):
-    with pytest.raises(ValueError, match="unknown data set 'cifar100': there are auto, cifar10, synthetic"):
-        dataset.prepare("cifar100")
-    assert not data_dir.exists()
+@pytest.mark.parametrize("way", [["cifar_utils.py"], ["-m", "cifar_data.prepare"], ["-P", "cifar_data/prepare.py"]])
+def test_other_ways_to_run_the_command(ready, way):
+    done = subprocess.run([sys.executable, *way, "synthetic"], cwd=BASIC, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"synthetic is ready in {ready} (drawn shapes, seeds 1 and 2)\n"
+
+
+def test_the_command_writes_what_it_found_to_a_file(ready, tmp_path):
+    done = command("synthetic", str(tmp_path / "found.json"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "found.json").read_text()) == cifar_data.find("synthetic")
+
+
+def test_a_result_that_cannot_be_written_is_a_clear_error(ready, tmp_path):
+    done = command("synthetic", str(tmp_path / "none" / "found.json"))
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "found.json" in line
 
 
 def test_four_processes_at_once(data_dir):
-    code = "from launcher.dataset import prepare; print(prepare('synthetic')['name'])"
-    started = [
-        subprocess.Popen([sys.executable, "-c", code], cwd=BASIC, stdout=subprocess.PIPE, text=True) for _ in range(4)
-    ]
-    assert [(process.communicate()[0], process.returncode) for process in started] == [("synthetic\n", 0)] * 4
+    started = [subprocess.Popen([*PREPARE, "synthetic"], stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    done = [(process.communicate()[0].split()[0], process.returncode) for process in started]
+    assert done == [("synthetic", 0)] * 4
     assert_whole(data_dir / "synthetic")
     assert {path.name for path in data_dir.iterdir()} <= {"synthetic", ".lock"}
 
 
-@pytest.mark.parametrize("meta", [None, "", '{"name": "synth', "[]", "null"])
+@pytest.mark.parametrize("meta", [None, "", '{"name": "synth', "[]", "null", "{}"])
 def test_a_half_written_folder_is_replaced(data_dir, meta):
     (data_dir / "synthetic").mkdir(parents=True)
     (data_dir / "synthetic" / "train_images.npy").write_bytes(b"half a pict")
     if meta is not None:
         (data_dir / "synthetic" / "meta.json").write_text(meta)
-    assert dataset.prepare("synthetic")["name"] == "synthetic"
+    assert prepare("synthetic")["name"] == "synthetic"
     assert_whole(data_dir / "synthetic")
 
 
 def test_what_a_killed_preparation_left_is_removed(data_dir):
     (data_dir / ".synthetic-abc123").mkdir(parents=True)
     (data_dir / ".synthetic-abc123" / "half").write_bytes(b"163 MB")
-    dataset.prepare("synthetic")
+    prepare("synthetic")
     assert {path.name for path in data_dir.iterdir()} <= {"synthetic", ".lock"}
 
 
+# --- Names -----------------------------------------------------------------------------------------------------------
+
+
+UNKNOWN = "unknown data set 'cifar01': there are auto, cifar10, synthetic"
+
+
+def test_an_unknown_name_is_a_clear_error(data_dir, monkeypatch):
+    for function in (prepare, cifar_data.find):
+        with pytest.raises(ValueError, match=UNKNOWN):
+            function("cifar01")
+    with pytest.raises(ValueError, match=UNKNOWN):
+        cifar_data.load_split("train", "cifar01")
+    monkeypatch.setenv("DATASET", "cifar01")
+    with pytest.raises(ValueError, match=UNKNOWN):
+        cifar_data.load_split("train")
+    done = command("cifar01")
+    assert (done.returncode, done.stderr) == (1, f"error: {UNKNOWN}\n")
+    assert not data_dir.exists()
+
+
+@pytest.mark.parametrize("asked", [None, "", "auto"])
+def test_what_auto_has_read_stays_for_the_process(ready, monkeypatch, asked):
+    if asked is not None:
+        monkeypatch.setenv("DATASET", asked)
+    cifar_data.load_split("train")
+    assert os.environ["DATASET"] == "synthetic"
+    Path(shutil.copytree(ready, ready.parent / "cifar10"), "meta.json").write_text('{"name": "cifar10", "source": "?"}')
+    assert cifar_data.load_split("test")[0].filename.parent == ready
+
+
+def test_a_name_that_was_given_settles_nothing(ready):
+    cifar_data.load_split("train", "synthetic")
+    assert "DATASET" not in os.environ
+
+
+def test_auto_reads_cifar10_where_there_is_both(ready):
+    Path(shutil.copytree(ready, ready.parent / "cifar10"), "meta.json").write_text('{"name": "cifar10", "source": "?"}')
+    assert cifar_data.load_split("test")[0].filename.parent == ready.parent / "cifar10"
+    assert os.environ["DATASET"] == "cifar10"
+
+
+def test_finding_needs_no_package(ready):
+    code = "import cifar_data; print(cifar_data.find('synthetic')['folder'])"
+    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=BASIC, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"{ready}\n", "")
+
+
+# --- Bad files -------------------------------------------------------------------------------------------------------
+
+
+def remove(path):
+    path.unlink()
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+@pytest.mark.parametrize("file", [name for name in FILES if name.startswith("test")])
+@pytest.mark.parametrize("damage", [remove, empty, cut])
+def test_a_reading_error_says_which_folder_to_remove(ready, damage, file):
+    damage(ready / file)
+    with pytest.raises(ValueError, match=f"can't read test: .*Remove {ready}, and it is made again"):
+        cifar_data.load_split("test")
+
+
 # --- Folders ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_folder_of_the_data_sets(monkeypatch, tmp_path):
+    monkeypatch.delenv("DATA_DIR", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    in_the_cache = tmp_path / ".cache" / "flower-cifar10"
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert cifar_data.data_dir() == in_the_cache
+    monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache")
+    assert cifar_data.data_dir() == Path("/var/cache/flower-cifar10")
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")  # the specification has a relative path ignored
+    assert cifar_data.data_dir() == in_the_cache
+    monkeypatch.setenv("DATA_DIR", "pictures")
+    assert cifar_data.data_dir() == tmp_path / "pictures"
+    monkeypatch.setenv("DATA_DIR", "~/pictures")
+    assert cifar_data.data_dir() == tmp_path / "pictures"
+
+
+def test_without_a_home_the_temporary_folder_is_taken(monkeypatch):
+    for variable in ("DATA_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # without HOME, and for a user without an entry
+    assert cifar_data.data_dir() == Path(tempfile.gettempdir(), "flower-cifar10")
+
+
+@pytest.mark.parametrize("name", ["auto", "synthetic"])
+def test_the_home_of_an_unknown_user_is_a_clear_error(name):
+    done = command(name, DATA_DIR="~nosuch/x")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: DATA_DIR=~nosuch/x: there is no such user. Name the folder by its full path\n"
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_files_are_made_under_the_umask_of_the_user(data_dir, umask):
+    done = subprocess.run([*PREPARE, "synthetic"], umask=umask, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for path in (data_dir, *data_dir.rglob("*")):
+        assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~umask, path
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
@@ -105,13 +247,45 @@ def test_a_folder_that_cannot_be_made_is_a_clear_error():
 def test_a_file_in_the_way_is_a_clear_error(data_dir):
     data_dir.write_text("a file")
     with pytest.raises(RuntimeError, match=r"can't prepare the data in .* takes another folder"):
-        dataset.prepare("synthetic")
+        prepare("synthetic")
+
+
+@pytest.fixture
+def no_locks(monkeypatch, request):
+    def refuse(*_):
+        raise OSError(request.param, os.strerror(request.param))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+@pytest.mark.parametrize("no_locks", [errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP], indirect=True)
+def test_without_file_locks_it_warns_and_goes_on(no_locks, data_dir, capsys):
+    others = data_dir / ".synthetic-abc123"  # perhaps of a process that is at work
+    others.mkdir(parents=True)
+    assert prepare("synthetic")["name"] == "synthetic"
+    assert_whole(data_dir / "synthetic")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"WARNING: {data_dir} has no file locks (")
+    assert others.exists()
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")
+@pytest.mark.parametrize("no_locks", [errno.ENOSYS], indirect=True)
+def test_a_system_without_flock_is_locked_in_another_way(no_locks, data_dir):
+    assert prepare("synthetic")["name"] == "synthetic"
+
+
+@pytest.mark.parametrize("no_locks", [errno.EIO], indirect=True)
+def test_another_error_of_the_lock_is_told(no_locks, data_dir):
+    with pytest.raises(RuntimeError, match=r"can't prepare the data in .* takes another folder"):
+        prepare("synthetic")
 
 
 AS_NOBODY = """\
 import os, sys
-from launcher.dataset import load_split, prepare
-import filelock, mmap  # while they can still be read
+from cifar_data import load_split
+from cifar_data.prepare import prepare
+import mmap  # while it can still be read
 if os.geteuid() == 0:  # whom no permission stops
     os.setgid(65534), os.setuid(65534)
 try:
@@ -141,9 +315,10 @@ def as_nobody(name):
     return done.stdout.strip()
 
 
-def test_a_ready_data_set_in_a_read_only_folder_is_used(read_only):
+@pytest.mark.parametrize("name", ["synthetic", "auto"])
+def test_a_ready_data_set_in_a_read_only_folder_is_used(read_only, name):
     before = listing(read_only)
-    assert as_nobody("synthetic") == "synthetic 12000"
+    assert as_nobody(name) == "synthetic 12000"
     assert listing(read_only) == before
 
 

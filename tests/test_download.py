@@ -3,17 +3,23 @@
 import hashlib
 import http.server
 import io
+import json
 import pickle
 import shutil
+import signal
 import socket
+import subprocess
 import tarfile
 import threading
+import time
 
 import numpy as np
 import pytest
-from data_helpers import assert_whole, command, drawn_stand_in, empty_data_dir, listing
+from data_helpers import PREPARE, assert_whole, command, drawn_stand_in, empty_data_dir, listing
 
-from launcher import dataset
+import cifar_data.prepare
+from cifar_data import find, load_split
+from cifar_data.prepare import prepare
 
 data_dir = pytest.fixture(empty_data_dir)
 stand_in = pytest.fixture(scope="module")(drawn_stand_in)
@@ -51,19 +57,28 @@ ARCHIVE, SUMS = small_archive()
 
 
 class Site(http.server.BaseHTTPRequestHandler):
-    """Serves the archive, whole from /good, a part of it from /cut, and nothing else; it counts the requests."""
+    """Serves the archive, whole from /good, a part of it from /cut and /stall, and nothing else; counts the requests.
+
+    After its part, /cut closes the connection, and /stall says no more; /silent says nothing at all.
+    """
 
     requests = 0
+    closing = threading.Event()
 
     def do_GET(self):
         type(self).requests += 1
-        if self.path not in ("/good", "/cut"):
+        if self.path == "/silent":
+            self.closing.wait()
+        elif self.path not in ("/good", "/cut", "/stall"):
             self.send_error(404)
             return
         self.send_response(200)
         self.send_header("Content-Length", str(len(ARCHIVE)))
         self.end_headers()
         self.wfile.write(ARCHIVE if self.path == "/good" else ARCHIVE[: len(ARCHIVE) // 2])
+        if self.path == "/stall":
+            self.wfile.flush()
+            self.closing.wait()
 
     def log_message(self, *arguments):
         pass
@@ -75,6 +90,7 @@ def site():
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
+        Site.closing.set()
         server.shutdown()
         thread.join()
 
@@ -96,24 +112,28 @@ def closed_port():
         return one.getsockname()[1]
 
 
-@pytest.fixture(params=["no server", "wrong checksum", "cut", "not found", "not an address"])
+@pytest.fixture(params=["no server", "wrong checksum", "cut", "stalled", "silent", "not found", "not an address"])
 def bad_url(request, site, torchvision_cifar10, monkeypatch):
     """An address that does not give CIFAR-10, and the words that tell why."""
     url, reason = {
         "no server": (f"http://127.0.0.1:{closed_port()}/", "refused"),
         "wrong checksum": (f"{site}/good", "corrupted"),
         "cut": (f"{site}/cut", "corrupted"),
+        "stalled": (f"{site}/stall", "timed out"),
+        "silent": (f"{site}/silent", "no answer in 1 s"),
         "not found": (f"{site}/none", "404"),
         "not an address": ("cifar.tar.gz", "unknown url type"),
     }[request.param]
     monkeypatch.setenv("CIFAR10_URL", url)
+    monkeypatch.setattr(cifar_data.prepare, "ANSWER", 1.0)
+    monkeypatch.setattr(cifar_data.prepare, "SILENCE", 2.0)
     return url, reason
 
 
 def test_a_bad_download_is_one_clear_line(bad_url, data_dir):
     url, reason = bad_url
     with pytest.raises(RuntimeError) as error:
-        dataset.prepare("cifar10")
+        prepare("cifar10")
     said = str(error.value)
     assert url in said
     assert reason in said
@@ -122,20 +142,32 @@ def test_a_bad_download_is_one_clear_line(bad_url, data_dir):
     assert [path.name for path in data_dir.iterdir()] in ([".lock"], [])
 
 
-def test_auto_takes_the_stand_in_after_a_bad_download_and_remembers(bad_url, data_dir, stand_in):
+def test_auto_takes_the_stand_in_after_a_bad_download(bad_url, data_dir, stand_in):
     shutil.copytree(stand_in, data_dir / "synthetic")
-    first = dataset.prepare("auto")
-    asked = Site.requests
-    second = dataset.prepare("auto")
-
-    assert first == second
-    assert Site.requests == asked  # the second call asks nobody
-    assert first["name"] == "synthetic"
-    assert all(words in first["reason"] for words in bad_url)
-    assert {path.name for path in data_dir.iterdir()} <= {"synthetic", "cifar10.failed", ".lock"}
+    data = prepare("auto")
+    assert data["name"] == "synthetic"
+    assert all(words in data["reason"] for words in bad_url)
+    assert {path.name for path in data_dir.iterdir()} <= {"synthetic", ".lock"}
+    assert find("auto") is None
 
 
-def test_the_command_fails_or_says_loudly_that_it_stands_in(data_dir):
+def test_a_name_that_nobody_looks_up_is_not_waited_for(data_dir, stand_in, torchvision_cifar10, monkeypatch):
+    shutil.copytree(stand_in, data_dir / "synthetic")
+    end = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: end.wait(60))
+    monkeypatch.setattr(cifar_data.prepare, "ANSWER", 0.5)
+    began = time.monotonic()
+    assert "no answer in 0.5 s" in prepare("auto")["reason"]
+    assert time.monotonic() - began < 10
+    end.set()
+
+
+def test_how_long_a_server_may_take():
+    assert cifar_data.prepare.ANSWER <= 5
+    assert cifar_data.prepare.SILENCE == 20
+
+
+def test_the_command_fails_or_says_loudly_that_it_stands_in(data_dir, tmp_path):
     environment = {"CIFAR10_URL": f"http://127.0.0.1:{closed_port()}/", "NO_PROXY": "127.0.0.1"}
     failed = command("cifar10", **environment)
     assert failed.returncode == 1
@@ -143,11 +175,30 @@ def test_the_command_fails_or_says_loudly_that_it_stands_in(data_dir):
     assert line.startswith("error: CIFAR-10 could not be downloaded from http://127.0.0.1:")
     assert "DATASET=synthetic does without" in line
 
-    auto = command("auto", **environment)
+    found = tmp_path / "found.json"
+    auto = command("auto", str(found), **environment)
     assert auto.returncode == 0
     assert "synthetic is ready" in auto.stdout
     assert "WARNING: this is not CIFAR-10. CIFAR-10 could not be downloaded from http://127.0.0.1:" in auto.stdout
     assert_whole(data_dir / "synthetic")
+    assert json.loads(found.read_text()) == {**find("synthetic"), "reason": line.removeprefix("error: ")}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_download_that_is_cut_off_leaves_nothing(site, data_dir, monkeypatch, number):
+    monkeypatch.setenv("CIFAR10_URL", f"{site}/stall")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    process = subprocess.Popen([*PREPARE, "auto"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(data_dir.glob(".cifar10-*/*.tar.gz")):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=10)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in said
+    assert [path.name for path in data_dir.iterdir()] == [".lock"]
 
 
 @pytest.fixture
@@ -163,11 +214,11 @@ def good_site(site, torchvision_cifar10, monkeypatch):
 
 @pytest.mark.parametrize("name", ["cifar10", "auto"])
 def test_a_good_download_is_what_was_packed(good_site, data_dir, name):
-    found = dataset.prepare(name)
+    found = prepare(name)
     assert found == {"name": "cifar10", "source": "torchvision", "folder": str(data_dir / "cifar10"), "reason": ""}
     assert_whole(data_dir / "cifar10")
     for split, names in {"train": TRAIN, "test": ["test_batch"]}.items():
-        images, labels = dataset.load_split(split)
+        images, labels = load_split(split)
         packed = np.concatenate([BATCHES[name]["data"] for name in names])
         assert np.array_equal(images, packed.reshape(-1, 3, 32, 32))
         assert labels.tolist() == [label for name in names for label in BATCHES[name]["labels"]]
@@ -175,18 +226,16 @@ def test_a_good_download_is_what_was_packed(good_site, data_dir, name):
 
 
 def test_a_good_download_is_made_once(good_site, data_dir):
-    dataset.prepare("auto")
+    prepare("auto")
     asked, made = Site.requests, listing(data_dir)
-    assert dataset.prepare("auto") == dataset.prepare("cifar10")
+    assert prepare("auto") == prepare("cifar10")
     assert Site.requests == asked
     assert listing(data_dir) == made
 
 
-def test_cifar10_is_tried_again_where_it_is_asked_for(good_site, site, data_dir, stand_in, monkeypatch):
+def test_auto_tries_again_at_each_start(good_site, site, data_dir, stand_in, monkeypatch):
     shutil.copytree(stand_in, data_dir / "synthetic")
     monkeypatch.setenv("CIFAR10_URL", f"{site}/none")
-    assert dataset.prepare("auto")["name"] == "synthetic"
+    assert prepare("auto")["name"] == "synthetic"
     monkeypatch.setenv("CIFAR10_URL", f"{site}/good")
-    assert dataset.prepare("auto")["name"] == "synthetic"  # remembered for a day
-    assert dataset.prepare("cifar10")["name"] == "cifar10"
-    assert dataset.prepare("auto")["name"] == "cifar10"
+    assert prepare("auto")["name"] == "cifar10"

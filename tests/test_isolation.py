@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,9 +17,9 @@ import pytest
 from paths import ROOT
 
 FOLDER = ROOT / "multiprocessing"
-sys.path.append(str(FOLDER))  # behind basic, whose cifar_utils and launcher are the same
+sys.path.append(str(FOLDER))  # behind basic, whose rooms are the same
 
-from isolation import ChildDied, run_isolated  # noqa: E402
+from isolation import FORK_SERVER, ChildDied, run_isolated  # noqa: E402
 
 CALLER = """
 import signal, sys
@@ -32,8 +33,8 @@ if __name__ == "__main__":
 """
 
 
-def start_server(address: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, str(FOLDER / "fork_server.py"), str(address)])
+def start_server(*addresses: Path, at_once: int = 0) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, str(FOLDER / "fork_server.py"), str(at_once), *map(str, addresses)])
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Pope
     address = tmp_path_factory.mktemp("server") / "socket"
     process = start_server(address)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FORK_SERVER", str(address))
+        patch.setenv(FORK_SERVER, str(address))
         yield process
     process.terminate()
     process.wait()
@@ -91,9 +92,12 @@ def test_each_call_has_a_child_of_its_own() -> None:
 
 
 def test_the_child_sees_the_callers_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray tells an actor by CUDA_VISIBLE_DEVICES which GPU it may use; the fork server can't know it."""
+    """Ray may tell an actor by CUDA_VISIBLE_DEVICES which GPU is its own; the fork server can't know it."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
     assert run_isolated(child_work.variable, "CUDA_VISIBLE_DEVICES") == "5"
+    given = {**os.environ, "MARK": "given"}
+    assert run_isolated(child_work.variable, "MARK", environment=given) == "given"
+    assert run_isolated(child_work.variable, "MARK") is None
 
 
 def test_large_arguments_and_results_cross() -> None:
@@ -134,6 +138,27 @@ def test_an_exception_that_can_not_be_made_again_keeps_its_words() -> None:
 def test_what_was_meant_for_the_child_alone_does_not_end_the_caller(error: BaseException) -> None:
     with pytest.raises(RuntimeError, match=type(error).__name__):
         run_isolated(child_work.fail, error)
+
+
+def test_an_error_of_pytorchs_does_not_bring_pytorch_with_it() -> None:
+    """To unpickle it, the caller would import PyTorch, some hundred MiB for good: it comes as a RuntimeError."""
+    program = """
+import sys
+sys.path[:0] = sys.argv[1:]
+import child_work
+from isolation import run_isolated
+for work in (child_work.fail_like_cuda, child_work.fail_with_a_tensor):
+    try:
+        run_isolated(work)
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}", "torch" in sys.modules, len(error.__notes__))
+"""
+    command = [sys.executable, "-c", program, str(FOLDER), str(ROOT / "tests")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == [
+        "RuntimeError: OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB. False 1",
+        "RuntimeError: ValueError: tensor([1.]) False 1",
+    ]
 
 
 def test_a_result_that_can_not_be_pickled() -> None:
@@ -206,10 +231,10 @@ import os, sys
 sys.path[:0] = sys.argv[1:]
 import child_work
 from isolation import run_isolated
-print(run_isolated(child_work.add, 1, 2), os.environ["FORK_SERVER"])
+print(run_isolated(child_work.add, 1, 2), os.environ["FLOWER_EXAMPLE_FORK_SERVER"])
 """
     (tmp_path / "program.py").write_text(program)
-    clean = {key: value for key, value in os.environ.items() if key != "FORK_SERVER"}
+    clean = {key: value for key, value in os.environ.items() if key != FORK_SERVER}
     command = [sys.executable, str(tmp_path / "program.py"), str(FOLDER), str(ROOT / "tests")]
     done = subprocess.run(command, env=clean, capture_output=True, text=True, timeout=60)
     result, address = done.stdout.split()
@@ -220,7 +245,7 @@ print(run_isolated(child_work.add, 1, 2), os.environ["FORK_SERVER"])
 @pytest.mark.parametrize("busy", [True, False])
 def test_the_fork_server_is_killed(busy: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A child that is at work then has nobody who could tell its status: it is ended, and the caller is told."""
-    monkeypatch.setenv("FORK_SERVER", str(tmp_path / "socket"))
+    monkeypatch.setenv(FORK_SERVER, str(tmp_path / "socket"))
     server = start_server(tmp_path / "socket")
     assert run_isolated(child_work.add, 1, 2) == 3
     with ThreadPoolExecutor(1) as threads:
@@ -235,6 +260,77 @@ def test_the_fork_server_is_killed(busy: bool, tmp_path: Path, monkeypatch: pyte
             call.result(30)
     if busy:
         wait_until(lambda: not alive(int((tmp_path / "pid").read_text())))
+
+
+# --- GPUs: how many children at once, which GPU a child sees, and whether it could use one ---------------------------
+
+
+def test_a_gpu_has_no_more_children_at_once_than_it_is_said_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each GPU has a socket of its own: `number` says which it is, and the child sees that one alone."""
+    sockets = [tmp_path / "a", tmp_path / "b"]
+    monkeypatch.setenv(FORK_SERVER, os.pathsep.join(map(str, sockets)))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-abc")
+    for name in ("0", "1"):
+        (tmp_path / name).mkdir()
+    server = start_server(*sockets, at_once=2)
+    try:
+        with ThreadPoolExecutor(7) as threads:
+
+            def call(number: int) -> tuple[int, str | None]:
+                return run_isolated(child_work.count, tmp_path / str(number % 2), number=number, timeout=60)
+
+            found = list(threads.map(call, [0, 2, 4, 1, 3]))
+    finally:
+        server.terminate()
+        server.wait()
+    assert [gpu for _, gpu in found] == ["3"] * 3 + ["GPU-abc"] * 2
+    assert max(most for most, _ in found) == 2
+
+
+def own_server(folder: Path, line: str, **environment: str) -> subprocess.Popen[str]:
+    """Start a copy of the fork server that imports PyTorch and a module with one line."""
+    for name in ("fork_server.py", "child.py"):
+        shutil.copy(FOLDER / name, folder / name)
+    text = (folder / "fork_server.py").read_text()
+    before = 'MODULES = ("torch", "torch._dynamo", "cifar_utils", "work")'
+    assert before in text
+    (folder / "fork_server.py").write_text(text.replace(before, 'MODULES = ("torch", "own_model")'))
+    (folder / "own_model.py").write_text(f"import os\n\nimport torch\n\n{line}\n")
+    (folder / "nvidia-smi").write_text("#!/bin/sh\necho 6000\n")  # where there is one, there may be a GPU
+    (folder / "nvidia-smi").chmod(0o755)
+    variables = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", **environment}
+    command = [sys.executable, str(folder / "fork_server.py"), "0", str(folder / "socket")]
+    return subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, text=True)
+
+
+ORDINARY = 'DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")'
+
+
+def test_a_module_that_uses_cuda_while_it_is_imported_is_named(tmp_path: Path) -> None:
+    """Each child would fail on a machine with a GPU. Without NVIDIA's library, as here, is_available() does it, too."""
+    server = own_server(tmp_path, ORDINARY)
+    _, said = server.communicate(timeout=120)
+    assert server.returncode == 1
+    assert "error: own_model, or what it imports, uses CUDA while it is imported" in said
+    assert not (tmp_path / "socket").exists()
+
+
+def test_it_does_no_harm_where_no_gpu_is_to_be_used(tmp_path: Path) -> None:
+    with own_server(tmp_path, ORDINARY, CUDA_VISIBLE_DEVICES="") as server:
+        wait_until((tmp_path / "socket").exists)
+        server.terminate()
+
+
+def test_while_it_imports_the_fork_server_asks_the_driver_and_not_cuda(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(FORK_SERVER, str(tmp_path / "socket"))
+    check = "PYTORCH_NVML_BASED_CUDA_CHECK"
+    with own_server(tmp_path, f'os.environ["SEEN"] = os.environ["{check}"]') as server:
+        wait_until((tmp_path / "socket").exists)
+        assert run_isolated(child_work.variable, "SEEN") == "1"
+        assert run_isolated(child_work.variable, check) is None
+        server.terminate()
 
 
 def test_the_folder_does_not_hide_pythons_own_module() -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from paths import ROOT
 from runs import copy_example, environment
 from test_commands import ask
 
@@ -114,6 +116,20 @@ def until(condition: Callable[[], Any], timeout: float = PATIENCE) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.parametrize("secure", ["0", "1"])
+def test_what_is_printed_is_for_any_machine(secure: str) -> None:
+    status, printed, said = ask("advanced_example", "3", "seed=7", "--dry-run", SECURE=secure, DATASET="auto")
+    assert (status, said) == (0, "")
+    text = printed.partition("# --- On several machines")[2]
+    assert str(ROOT) not in text
+    assert not re.search(r"<[a-z]|<UTC", text)  # nothing to fill in
+    assert "DATASET=cifar10" in text  # each by itself could find another data set
+    assert "seed = 7" in text
+    assert text.count("flwr supernode register keys/client-") == 3 * int(secure)
+    assert ("--insecure" in text) == (secure == "0")
+    assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
+
+
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Iterator[Network]:
     """The server and the clients are there, TLS is on, and only registered clients get in."""
@@ -155,17 +171,17 @@ def in_training(network: Network) -> None:
     """Let client 1 wait in its first training until its folder has a file `go`, and touch a file `reached` there."""
     folder = network.folders["1"]
     client = network.folders["server"] / "client.py"  # what is sent to the clients
-    line = '    config = message.content["config"]\n'
+    line = "    # 2. Plain PyTorch.\n"
     wait = f"""    hold = __import__("pathlib").Path({str(folder)!r})
     if context.node_config["partition-id"] == 1 and not (hold / "go").exists():
         (hold / "reached").touch()
         while not (hold / "go").exists():
-            time.sleep(0.05)
+            __import__("time").sleep(0.05)
 """
     text = client.read_text()
     if wait not in text:
         assert text.count(line) == 1
-        client.write_text(text.replace(line, line + wait))
+        client.write_text(text.replace(line, wait + line))
     for name in ("go", "reached"):
         (folder / name).unlink(missing_ok=True)
 

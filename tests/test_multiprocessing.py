@@ -6,24 +6,38 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from edits import edit
 from runs import Launch, copy_example, finished
-from test_faults import edit
 
+from launcher.checks import cores
+
+LINE = '    return _arrays(net), {"train_loss"'  # in work.py: what a child has after it has trained
 FAULTS = """
-    if server_round == 1 and partition_id == 0:
+    import signal
+    import time
+
+    import torch
+
+    mark = Path(os.environ["FLOWER_EXAMPLE_RUN"], f"failed-{data['partition_id']}")
+    number = None if mark.exists() else data["partition_id"]
+    mark.touch()
+    if number == 0:
         raise ValueError("bad work")
-    if server_round == 1 and partition_id == 1:
+    if number == 1:
         signal.raise_signal(signal.SIGKILL)
-    if server_round == 1 and partition_id == 2:
+    if number == 2:
         bytearray(2**30)
-    if server_round == 1 and partition_id == 3:
-        Event().wait()
+    if number == 3:
+        time.sleep(600)
+    if number == 4:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 """
 REASONS = {
     0: "ValueError: bad work",
     1: "ChildDied: train: the child process was killed by SIGKILL",
     2: "MemoryError",
     3: "TimeoutError: train was ended: it took longer than 8 s",
+    4: "RuntimeError: the GPU's memory is full: GPU_SLOTS=1 lets fewer share it (OutOfMemoryError: CUDA out of memory.",
 }
 
 
@@ -32,47 +46,73 @@ def folder(tmp_path: Path) -> Path:
     return copy_example("multiprocessing", tmp_path / "multiprocessing")
 
 
-def break_children(folder: Path) -> None:
-    """Let each of four clients fail in its own way in the first round, after it has trained."""
-    line = '    return _arrays(net), {"train_loss"'
-    unpack = '    partition_id, server_round = data["partition_id"], data["server_round"]'
-    edit(folder / "work.py", line, unpack + FAULTS + line)
-    edit(folder / "work.py", "import os\n", "import os\nimport signal\nfrom threading import Event\n")
+def say_who_has_torch(folder: Path) -> None:
+    """Let parents say with their memory whether they have imported PyTorch: 1 or 0."""
+    for file, who in (("client.py", "client"), ("server.py", "server")):
+        said = '"memory of torch": float("torch" in __import__("sys").modules)'
+        edit(folder / file, (f'"memory of {who}": work.resident()', f'"memory of {who}": work.resident(), {said}'))
+
+
+def add_nvidia_smi(folder: Path) -> str:
+    """Put a program beside a folder that lists a GPU, as nvidia-smi does; return a PATH with it."""
+    program = folder.parent / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\ncase "$1" in *name) echo NVIDIA Pretence;; *) echo 6000;; esac\n')
+    program.chmod(0o755)
+    return f"{program.parent}{os.pathsep}{os.environ['PATH']}"
 
 
 @pytest.mark.parametrize("engine", ["simulation", pytest.param("deployment", marks=pytest.mark.slow)])
 def test_children_that_fail_cost_a_round_no_more_than_their_replies(engine: str, folder: Path, data_dir: Path) -> None:
-    break_children(folder)
+    """Each of five clients fails in its own way in the first round, after it has trained.
+
+    In the deployment engine there are children only where a GPU is shared; and the one here nobody can compute on.
+    """
+    edit(folder / "work.py", (LINE, FAULTS + LINE))
+    say_who_has_torch(folder)
+    given = {"PATH": add_nvidia_smi(folder)} if engine == "deployment" else {}
     limits = ("child-memory=800", "child-timeout=8")
-    run = finished(folder, 6, 6, 6, 2, *limits, data_dir=data_dir, ENGINE=engine)
+    run = finished(folder, 7, 7, 7, 2, *limits, data_dir=data_dir, ENGINE=engine, GPU_SLOTS="2", **given)
     assert run.process.returncode == 0, run.stdout + run.stderr
     first, second = run.history["rounds"][1:]
     reasons = {failure["partition-id"]: failure["reason"] for failure in first["train"]["failures"]}
     assert first["train"]["clients"] == 2
     assert sorted(reasons) == sorted(REASONS)
     for partition, words in REASONS.items():
-        assert f"partition {partition}: {words}" in reasons[partition]
-        assert words in run.log("run")
-    assert second["train"]["clients"] == 6  # each is back: what failed was a child
+        assert words in reasons[partition]
+        assert f"client {partition}: {words}" in run.stdout
+    assert all("\n" not in reason and len(reason) <= 300 for reason in reasons.values())
+    assert second["train"]["clients"] == 7  # each is back: what failed was a child
     assert second["train"]["failures"] == []
+    assert run.history["at_once"] == 2
+    assert "Device: cpu" in run.stdout
+    if engine == "simulation":  # an actor that was handed an error of PyTorch's has none of it
+        assert second["memory"]["client's torch"] == 0
+    else:
+        assert ", room for 2 on the GPU (5.9 GiB free), about" in run.stdout
+        assert "WARNING: nvidia-smi lists NVIDIA Pretence, and the clients compute on the CPU: " in run.stderr
+        assert run.history["gpus"] == {"0": 6000.0}
+        assert second["memory"]["GPU between rounds"] == 0
     assert run.nothing_left()
 
 
 @pytest.fixture
 def hanging(folder: Path, data_dir: Path) -> Iterator[Launch]:
     """A run whose clients' children are all in the middle of their work, and stay there."""
-    line = '    return _arrays(net), {"train_loss"'
-    edit(folder / "work.py", line, f'    os.system("sleep 600")\n{line}')
+    edit(folder / "work.py", (LINE, f'    os.system("sleep 600")\n{LINE}'))
     with Launch(folder, 2, 2, 2, 2, data_dir=data_dir) as run:
         run.wait_until(lambda: len(run.pids("^sleep 600")) == min(2, os.cpu_count() or 1))
         yield run
 
 
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def test_the_fork_server_is_killed(hanging: Launch) -> None:
     """No client could do anything any more: the run says so, rather than fail client by client."""
-    launcher = hanging.process.pid
-    own = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    (server,) = {int(pid) for pid in own} & set(hanging.pids("fork_server.py"))  # the other ones are its children
+    found = hanging.pids("fork_server.py")
+    (server,) = [pid for pid in found if parent_of(pid) not in found]  # the other ones are its children
     os.kill(server, signal.SIGKILL)
     assert hanging.wait(30) == 1
     assert "the fork server ended with status -9" in hanging.stderr
@@ -104,13 +144,11 @@ VARIANTS = {
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> dict[str, Launch]:
-    """The same work in three ways; each parent says with its memory whether it has imported PyTorch."""
+    """The same work in three ways."""
     made = {}
     for name, (engine, isolation) in VARIANTS.items():
         folder = copy_example("multiprocessing", tmp_path_factory.mktemp("runs") / "multiprocessing")
-        for file, who in (("client.py", "client"), ("server.py", "server")):
-            said = f'"{who} has torch": float("torch" in __import__("sys").modules)'
-            edit(folder / file, f'"{who}": work.resident()', f'"{who}": work.resident(), {said}')
+        say_who_has_torch(folder)
         evaluation = f"client-evaluation={'true' if name == 'isolated' else 'false'}"
         made[name] = finished(folder, 3, 3, 3, 2, isolation, evaluation, data_dir=data_dir, ENGINE=engine)
         assert made[name].process.returncode == 0, made[name].stdout + made[name].stderr
@@ -121,30 +159,44 @@ def test_all_ways_give_the_same_model(runs: dict[str, Launch]) -> None:
     assert len({run.history["model_sha256"] for run in runs.values()}) == 1
 
 
-@pytest.mark.parametrize(("name", "has_torch"), [("isolated", 0), ("in place", 1), ("deployment", 0)])
+@pytest.mark.parametrize(("name", "has_torch"), [("isolated", 0), ("in place", 1)])
 def test_only_without_isolation_parents_import_torch(name: str, has_torch: float, runs: dict[str, Launch]) -> None:
     for entry in runs[name].history["rounds"]:
-        assert entry["memory"]["server has torch"] == has_torch
-        assert entry["memory"].get("client has torch", has_torch) == has_torch
-    assert "client has torch" in entry["memory"]
+        assert entry["memory"]["server's torch"] == has_torch
+        assert entry["memory"].get("client's torch", has_torch) == has_torch
+    assert "client's torch" in entry["memory"]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_each_round_has_its_memory(name: str, runs: dict[str, Launch]) -> None:
     first, *rounds = runs[name].history["rounds"]
-    assert first["memory"].keys() == {"server", "server's child", "server has torch"}  # nobody has trained yet
+    assert first["memory"].keys() == {"server", "server's child", "server's torch"}  # nobody has trained yet
     for entry in rounds:
         memory = entry["memory"]
-        assert set(memory) >= {"client", "client's child", "server", "server's child"}
+        assert memory.keys() == {*first["memory"], "client", "client's child", "client's torch"}
         assert all(0 < memory[who] < 10_000 for who in ("client", "client's child", "server", "server's child"))
-        if name != "in place":  # a child has PyTorch, and its parent has not
+        if name == "isolated":  # a child has PyTorch, and its parent has not
             assert memory["client's child"] > memory["client"]
 
 
-def test_the_picture_has_a_third_panel_for_the_memory(runs: dict[str, Launch]) -> None:
+def test_in_the_deployment_engine_a_clients_own_process_does_the_work(runs: dict[str, Launch]) -> None:
+    """Flower makes one for each message, which gives all back as a child would: a second would only take time."""
+    for entry in runs["deployment"].history["rounds"][1:]:
+        assert entry["memory"]["client's child"] == pytest.approx(entry["memory"]["client"], rel=0.2)
+    assert [run.history["at_once"] for run in runs.values()] == [min(3, cores()), min(3, cores()), 3]
+
+
+def test_the_memory_is_drawn(runs: dict[str, Launch]) -> None:
     for run in runs.values():
-        head = (run.run_dir / "history.png").read_bytes()[:24]
-        assert int.from_bytes(head[16:20]) == 3 * 540  # pixels from left to right
+        head = (run.run_dir / "memory.png").read_bytes()[:24]
+        assert int.from_bytes(head[16:20]) == 6 * 120  # pixels from left to right: no GPU, one panel
+
+
+def test_the_device_is_said(runs: dict[str, Launch]) -> None:
+    for run in runs.values():
+        assert run.history["device"] == "cpu"
+        assert run.stdout.count("Device: cpu") == 1
+        assert "WARNING" not in run.stderr
 
 
 def test_clients_evaluate_only_where_they_are_asked_to(runs: dict[str, Launch]) -> None:

@@ -1,4 +1,4 @@
-"""Whatever is killed whenever, and with a full disk: files are whole, as new as was said, and a run goes on."""
+"""Tests that, whatever is killed whenever, and on a full disk, files are whole and as new as was said."""
 
 import contextlib
 import itertools
@@ -15,12 +15,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from edits import edit
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import FedAvg
 from runs import Launch, copy_example, finished
 
-from checkpoint import Checkpoint
-from launcher.results import load_history, reopen, save_history
+from checkpoint import Resumable
+from resume import reopen
+from rounds import history
 
 KILLS = 50
 SEED = 2026
@@ -33,19 +35,20 @@ processes.set_forkserver_preload(["pytest", "torch", "flwr.serverapp.strategy"])
 
 
 def write_history(folder: Path, number: int) -> None:
-    save_history(folder, {"rounds": [{"round": i, "loss": 1.0} for i in range(1000 + number)]})
+    history.save(folder, {"rounds": [{"round": i, "loss": 1.0} for i in range(1000 + number)]})
 
 
 def read_history(folder: Path) -> int:
-    rounds = [entry["round"] for entry in load_history(folder)["rounds"]]
+    rounds = [entry["round"] for entry in history.load(folder)["rounds"]]
     assert rounds == list(range(len(rounds)))
     return len(rounds) - 1000
 
 
 def write_checkpoint(folder: Path, number: int) -> None:
     """As large as the CNN's, and all its numbers are the round's."""
-    run = SimpleNamespace(folder=folder, rounds=[])
-    Checkpoint(run, FedAvg()).save(number, ArrayRecord({"weight": torch.full((62_006,), float(number))}))
+    record = SimpleNamespace(entry={"round": number}, history={"rounds": []})
+    run = SimpleNamespace(folder=folder, record=record, strategy=FedAvg(), best={})
+    Resumable.save(run, ArrayRecord({"weight": torch.full((62_006,), float(number))}))
 
 
 def read_checkpoint(folder: Path) -> int:
@@ -137,14 +140,12 @@ def test_a_whole_run_is_killed_three_times(tmp_path: Path, data_dir: Path) -> No
 
     folder = copy_example("advanced_example", tmp_path / "killed")
     hold, reached = folder / "hold", folder / "reached"
-    results = folder / "launcher/results.py"
-    line = "        os.replace(temporary, path)\n"
-    assert results.read_text().count(line) == 1
+    line = "        temporary.replace(path)\n"
     wait = f"""        while path.name == "checkpoint.pt" and os.path.exists({str(hold)!r}):
             open({str(reached)!r}, "w").close()
             time.sleep(0.02)
 """
-    results.write_text(results.read_text().replace(line, wait + line))
+    edit(folder / "rounds/history.py", (line, wait + line))
     chance = random.Random(SEED)
     words: tuple = ARGUMENTS
     for first, last, in_the_writer in [(1, 6, False), (8, 13, True), (15, 20, False)]:
@@ -167,7 +168,7 @@ def test_a_whole_run_is_killed_three_times(tmp_path: Path, data_dir: Path) -> No
         words = ("resume=latest",)
     resumed = finished(folder, *words, data_dir=data_dir, ENGINE="simulation")
     assert resumed.process.returncode == 0, resumed.stdout + resumed.stderr
-    history = json.loads((folder / "runs/latest/history.json").read_text())
-    assert [entry["round"] for entry in history["rounds"]] == list(range(ROUNDS + 1))
-    assert history["model_sha256"] == whole.history["model_sha256"]
+    record = json.loads((folder / "runs/latest/history.json").read_text())
+    assert [entry["round"] for entry in record["rounds"]] == list(range(ROUNDS + 1))
+    assert record["model_sha256"] == whole.history["model_sha256"]
     assert not list((folder / "runs/latest").glob(".*-*"))

@@ -1,16 +1,21 @@
 """Who holds what: partitions, and what a client loads of them."""
 
 import json
+import random
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from flwr.app import ConfigRecord, Context, MessageType, RecordDict
 from paths import BASIC
 
 import cifar_utils
-from cifar_utils import MIN_EXAMPLES, load_partition, partition
-from launcher.dataset import load_split
+from cifar_data import load_split
+from cifar_utils import MIN_EXAMPLES, load_client_data, partition
+from rounds.mods import seeded
 
 LABELS = np.random.default_rng(0).permutation(np.arange(4000) % 10)
 ROWS = 400  # of the data set on disk
@@ -126,16 +131,30 @@ def data(tmp_path, monkeypatch):
     return tmp_path
 
 
-def rows(batches):
-    return (batches.images[:, 0, 0, 0].long() * 256 + batches.images[:, 0, 0, 1].long()).tolist()
+def rows(loader):
+    images = loader.dataset.images
+    return (images[:, 0, 0, 0].long() * 256 + images[:, 0, 0, 1].long()).tolist()
 
 
-def first_labels(batches):
-    return next(iter(batches))[1].tolist()
+def load(partition_id=0, clients=7, seed=1, **options):
+    return load_client_data(partition_id, clients, 16, seed, **options)
 
 
-def load(partition_id=0, clients=7, seed=1, server_round=1, **options):
-    return load_partition(partition_id, clients, 16, seed, server_round, **options)
+def order(loader):
+    return [int(label) for _, labels in loader for label in labels]
+
+
+def asked(client, server_round, kind=MessageType.TRAIN, seed=1):
+    """The order in which a client that is asked takes its own examples, and what three generators say then."""
+    content = RecordDict({"config": ConfigRecord({"server-round": server_round})})
+    message = SimpleNamespace(content=content, metadata=SimpleNamespace(message_type=kind))
+    context = Context(1, 1, {"partition-id": client, "num-partitions": 7}, RecordDict(), {"seed": seed})
+
+    def answer(message, context):
+        training, _ = load(client)
+        return order(training), torch.rand(1).item(), np.random.random(), random.random()
+
+    return seeded(message, context, answer)
 
 
 def test_a_tenth_is_kept_for_evaluation(data):
@@ -144,20 +163,39 @@ def test_a_tenth_is_kept_for_evaluation(data):
         training, evaluation = load(client)
         held[client] = set(rows(training)) | set(rows(evaluation))
         assert not set(rows(training)) & set(rows(evaluation))
-        assert evaluation.num_examples == len(held[client]) // 10
-        assert training.labels.tolist() == [row % 10 for row in rows(training)]
+        assert len(evaluation.dataset) == len(held[client]) // 10
+        assert training.dataset.labels.tolist() == [row % 10 for row in rows(training)]
     assert sorted(row for client in held.values() for row in client) == list(range(ROWS))
 
 
 def test_the_smallest_partition_still_evaluates_on_one_example(data):
     training, evaluation = load(clients=ROWS // MIN_EXAMPLES)
-    assert (training.num_examples, evaluation.num_examples) == (9, 1)
+    assert (len(training.dataset), len(evaluation.dataset)) == (9, 1)
+
+
+def test_a_client_of_seven_keeps_one_for_evaluation(data, monkeypatch):
+    """As in a copy that has lowered MIN_EXAMPLES; a tenth of seven would be none."""
+    monkeypatch.setattr(cifar_utils, "MIN_EXAMPLES", 7)
+    training, evaluation = load(56, clients=57)  # 400 examples: one client has 8
+    assert (len(training.dataset), len(evaluation.dataset)) == (6, 1)
 
 
 def test_the_same_examples_in_every_round_in_another_order(data):
-    one, same, later = load(server_round=1), load(server_round=1), load(server_round=2)
-    assert [rows(b) for b in one] == [rows(b) for b in same] == [rows(b) for b in later]
-    assert first_labels(one[0]) == first_labels(same[0]) != first_labels(later[0])
+    one, same, later = asked(0, 1), asked(0, 1), asked(0, 2)
+    assert one == same
+    assert sorted(one[0]) == sorted(later[0])
+    assert one[0] != later[0]
+
+
+def test_the_random_numbers_differ_by_run_round_client_and_phase(data):
+    asks = [asked(0, 1), asked(0, 2), asked(1, 1), asked(0, 1, MessageType.EVALUATE), asked(0, 1, seed=2)]
+    for generator in (1, 2, 3):
+        assert len({numbers[generator] for numbers in asks}) == len(asks)
+
+
+def test_what_is_kept_for_evaluation_is_not_shuffled(data):
+    _, evaluation = load()
+    assert order(evaluation) == order(evaluation) == [row % 10 for row in rows(evaluation)]
 
 
 def test_the_seed_changes_the_examples(data):
@@ -165,7 +203,7 @@ def test_the_seed_changes_the_examples(data):
 
 
 def test_options_reach_the_partitioner(data):
-    sizes = [load(client, name="dirichlet", alpha=0.5)[0].num_examples for client in range(7)]
+    sizes = [len(load(client, name="dirichlet", alpha=0.5)[0].dataset) for client in range(7)]
     assert max(sizes) - min(sizes) > 5
     with pytest.raises(ValueError, match="unknown partitioner"):
         load(name="none")
@@ -177,13 +215,13 @@ def test_pictures_are_mapped_not_read(data):
     assert images.shape == (ROWS, 3, 32, 32)
     assert not images.flags.writeable
     assert labels.dtype == np.int64
-    assert load()[0].images.shape[0] < ROWS / 6  # a copy of this client's rows, and of no others
+    assert load()[0].dataset.images.shape[0] < ROWS / 6  # a copy of this client's rows, and of no others
 
 
 def test_a_client_does_without_torchvision(data):
     code = (
         "import sys, client, cifar_utils\n"
-        "cifar_utils.load_partition(0, 3, 16, seed=1)\n"
+        "cifar_utils.load_client_data(0, 3, 16, seed=1)\n"
         "print([name for name in ('torchvision', 'PIL', 'matplotlib', 'ray') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=BASIC, capture_output=True, text=True)

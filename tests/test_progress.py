@@ -15,17 +15,17 @@ import pytest
 from paths import BASIC
 from runs import copy_example, environment
 
-from launcher import results
-from launcher.progress import newest
+from launcher import screen
+from rounds import history
 
 SHOW = """
 import sys
 from pathlib import Path
-from launcher import progress, results
+from launcher import screen
 rounds = [{"round": 1, "seconds": 60.0, "train": {"clients": 3, "failures": [], "loss": 2.125}}]
-with progress.bar(200, Path(sys.argv[1])) as show:
+with screen.bar(Path(sys.argv[1]), 200) as show:
     show(rounds)
-    print(results.row(rounds, 200))
+    screen.say(screen.row(rounds, 200))
     print("WARNING: said on stderr", file=sys.stderr)
 """
 COLOUR = re.compile(r"\x1b\[[\d;]*\d[\d;]*m")
@@ -49,11 +49,12 @@ def in_terminal(command: list[str], columns: int = 80, **env: str) -> tuple[int,
 
 
 @pytest.fixture
-def log(tmp_path: Path) -> Path:
-    """The server's notes: 12 of 100 clients have trained in the second round."""
-    path = tmp_path / "progress.log"
-    path.write_text("1 train 0 100\n2 train 12 100\n")
-    return path
+def folder(tmp_path: Path) -> Path:
+    """The folder of a run: 12 of 100 clients have trained in the second round."""
+    (tmp_path / "logs").mkdir()
+    history.tell_progress(tmp_path, 1, "train", 0, 100)
+    history.tell_progress(tmp_path, 2, "train", 12, 100)
+    return tmp_path
 
 
 def plain(seen: str) -> list[str]:
@@ -61,8 +62,8 @@ def plain(seen: str) -> list[str]:
     return re.split(r"[\r\n]+", re.sub(r"\x1b\[[\d;?]*\w", "", seen))
 
 
-def shown(log: Path, **env: str) -> str:
-    status, seen = in_terminal([sys.executable, "-c", SHOW, str(log)], PYTHONPATH=str(BASIC), **env)
+def shown(folder: Path, **env: str) -> str:
+    status, seen = in_terminal([sys.executable, "-c", SHOW, str(folder)], PYTHONPATH=str(BASIC), **env)
     assert status == 0, seen
     return seen
 
@@ -80,24 +81,24 @@ def test_a_run_on_a_terminal_shows_a_bar_and_a_line_a_round(tmp_path: Path, data
     assert seen.rindex("\x1b[?25h") > seen.rindex("\x1b[?25l")  # the cursor is back
 
 
-def test_the_bar_says_where_the_round_is_in_80_columns(log: Path) -> None:
-    seen = shown(log)
+def test_the_bar_says_where_the_round_is_in_80_columns(folder: Path) -> None:
+    seen = shown(folder)
     (text,) = {line for line in plain(seen) if "round 2" in line}
-    assert re.fullmatch(r"round 2 of 200, training ━+[╸╺]?━+ 12/100 clients 0:0\d, about 3:1\d:\d\d left *", text)
+    assert re.fullmatch(r"round 2 of 200, training ━+[╸╺]?━+ 12/100 clients  0:0\d, about 3:1\d:\d\d left *", text)
     assert len(text) <= 80
     assert "WARNING: said on stderr" in seen
 
 
 @pytest.mark.parametrize(("env", "bar"), [({"NO_COLOR": "1"}, True), ({"TERM": "dumb"}, False)])
-def test_no_colour_where_none_is_wanted(log: Path, env: dict[str, str], bar: bool) -> None:
-    seen = shown(log, **env)
+def test_no_colour_where_none_is_wanted(folder: Path, env: dict[str, str], bar: bool) -> None:
+    seen = shown(folder, **env)
     assert not re.search(r"\x1b\[[\d;]*[34]\d", seen)  # no colour of text or ground
     assert ("round 2 of 200" in seen) == bar
     assert "    1        3       0       2.125         -         -     60.0  3:19:00" in seen
 
 
-def test_no_control_characters_in_a_file(tmp_path: Path, log: Path) -> None:
-    command = [sys.executable, "-c", SHOW, str(log)]
+def test_no_control_characters_in_a_file(folder: Path) -> None:
+    command = [sys.executable, "-c", SHOW, str(folder)]
     env = {**os.environ, "PYTHONPATH": str(BASIC), "TERM": "xterm-256color", "FORCE_COLOR": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert (done.returncode, done.stderr) == (0, "WARNING: said on stderr\n")
@@ -105,22 +106,50 @@ def test_no_control_characters_in_a_file(tmp_path: Path, log: Path) -> None:
 
 
 def test_rich_is_not_imported_for_a_file() -> None:
-    code = "import sys, launcher.run, launcher.progress; sys.exit('rich' in sys.modules or 'matplotlib' in sys.modules)"
+    code = "import sys, launcher.run; sys.exit('rich' in sys.modules or 'matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(BASIC)}).returncode == 0
 
 
 def test_the_time_left() -> None:
     rounds = [{"round": i, "seconds": float(seconds)} for i, seconds in enumerate((5, 30, 10, 20, 30, 40))]
-    assert results.seconds_left(rounds[:1], 10) is None
-    assert results.seconds_left(rounds[:2], 10) == 9 * 30  # the first round's, as long as there is no other
-    assert results.seconds_left(rounds[:3], 10) == 8 * 10
-    assert results.seconds_left(rounds, 10) == 5 * 30
-    assert results.seconds_left(rounds, 5) == 0
-    assert [results.clock(seconds) for seconds in (None, 0, 59.6, 3725)] == ["-", "0:00", "1:00", "1:02:05"]
+    assert screen.seconds_left(rounds[:1], 10) is None
+    assert screen.seconds_left(rounds[:2], 10) == 9 * 30  # the first round's, as long as there is no other
+    assert screen.seconds_left(rounds[:3], 10) == 8 * 10
+    assert screen.seconds_left(rounds, 10) == 5 * 30
+    assert screen.seconds_left(rounds, 5) == 0
+    assert [screen.clock(seconds) for seconds in (None, 0, 59.6, 3725)] == ["-", "0:00", "1:00", "1:02:05"]
 
 
 @pytest.mark.parametrize("text", ["", "\n", "1 train", "1 train x y\n"])
 def test_notes_that_are_not_whole_are_left_out(tmp_path: Path, text: str) -> None:
-    assert newest(tmp_path / "none") is None
-    (tmp_path / "log").write_text(text)
-    assert newest(tmp_path / "log") is None
+    assert history.progress(tmp_path) is None
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/progress.log").write_text(text)
+    assert history.progress(tmp_path) is None
+
+
+def entry(number: int, seconds: float = 1.0, **parts: dict) -> dict:
+    failures = {"clients": 3, "failures": []}
+    return {"round": number, "seconds": seconds, **{phase: {**failures, **said} for phase, said in parts.items()}}
+
+
+def test_the_columns_of_a_round() -> None:
+    """A metric that no JSON can hold is called by its name; one that isn't there is a dash."""
+    first = entry(1, 2.0, train={"loss": None}, evaluate={"loss": 1.25, "accuracy": None})
+    assert screen.row([first], 3).split() == ["1", "3", "0", "nan", "1.250", "nan", "2.0", "0:04"]
+    server = {**entry(2, train={"loss": 0.5}), "server": {"loss": 9.0}}
+    assert screen.row([first, server], 3).split() == ["2", "3", "0", "0.500", "9.000", "-", "1.0", "0:01"]
+    assert [len(line) for line in (screen.HEADER, screen.row([first], 3))] == [screen.HEADER.rindex("t") + 1] * 2
+
+
+def test_why_a_client_failed_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    failed = {"failures": [{"partition-id": 2, "reason": "ValueError: as always"}]}
+    printer = screen.Printer(tmp_path, 3)
+    for count in (0, 1, 1, 3):
+        history.save(tmp_path, {"rounds": [entry(i + 1, train=failed, evaluate=failed) for i in range(count)]})
+        printer.show()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == screen.HEADER
+    assert lines[2] == "       client 2: ValueError: as always"
+    assert [line.split()[0] for line in (lines[1], *lines[3:])] == ["1", "2", "3"]
+    assert all(line.split()[2] == "2" for line in (lines[1], *lines[3:]))

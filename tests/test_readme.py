@@ -16,16 +16,15 @@ from typing import NamedTuple
 import pytest
 from runs import ROOT, environment, write_dataset
 
-from launcher import arguments
-from launcher.standin import draw_shapes
+from cifar_data.shapes import draw_shapes
+from launcher import arguments, project
 
-READMES = [
-    path for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("*/README.md"))] if path.is_file()
-]
+READMES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("*/README.md"))]
+NAMING = [page for page in READMES if page.name != "RECIPES.md"]  # its code, which test_recipes.py runs, is its own
 EXAMPLES = sorted(path.parent for path in ROOT.glob("*/server.py"))
 PROGRAM = (
     r"(?:[A-Z][A-Z0-9_]*=\S+ +)*"  # such as ENGINE=simulation
-    r"(?:\./(?:run|test)\.sh|python3?|pip|cp|cd|git|flwr|flower-\w+|ssh\S*|scp|pre-commit|source|export)"
+    r"(?:\./(?:run|test)\.sh|python3?|pip|cp|cd|git|flwr|flower-\w+|ssh\S*|scp|pre-commit|source|export|pkill)"
 )
 SOURCES = "\n".join(
     path.read_text()
@@ -34,6 +33,8 @@ SOURCES = "\n".join(
         "*.toml",
         "*/*.py",
         "*/launcher/*.py",
+        "*/rounds/*.py",
+        "*/cifar_data/*.py",
         "*/pyproject.toml",
         "*/requirements.txt",
         "*/.gitignore",
@@ -138,6 +139,10 @@ TRIED_BY = {
     r"(.* )?resume=.*": "test_resume.py",
     r".*\bmy_example\b.*": "test_contributing.py",
     r"flwr ls --format json": "test_runs.py",
+    r"flwr run \. --stream --federation-config .*": "test_by_hand.py",
+    r"flwr run": "test_by_hand.py",
+    r"cp -r basic ~/my-project|python -c .*resnet18.*": "test_recipes.py",
+    r"pkill -f local-superlink/superlink\.log": "test_by_hand.py",
     r"python3 security\.py keys .*|flower-\w+ .*|flwr (supernode register .*|run .*|ls)": "test_machines.py",
     r"pre-commit install": "test_contributing.py",
     r"pip install pre-commit": "test_contributing.py",  # what it would run
@@ -148,9 +153,16 @@ TRIED_BY = {
     r"python tools/sync\.py( --check)?": in_sync,
     r"python tools/check_template\.py .*": "test_template.py",
     r"python tools/report\.py .*": "test_report.py",
+    r"python tools/verify\.py .*": "test_benchmarks.py",
     r"python benchmarks/\w+\.py( .*)?": options,
     r"python cifar_utils\.py( \w+)?": "test_dataset.py",
 }
+
+
+def test_the_pages_are_short() -> None:
+    lines = {path: len(path.read_text().splitlines()) for path in READMES}
+    assert lines[ROOT / "README.md"] <= 120
+    assert {path: lines[path] for folder in EXAMPLES if lines[path := folder / "README.md"] > 100} == {}
 
 
 def test_there_are_commands() -> None:
@@ -221,7 +233,7 @@ def test_each_link_leads_somewhere(readme: Path) -> None:
 # --- Names -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("readme", READMES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("readme", NAMING, ids=lambda path: str(path.relative_to(ROOT)))
 def test_each_setting_can_be_set(readme: Path) -> None:
     """`key=value` in the text is taken by the README's example, or by one of them where it is the collection's."""
     folders = [readme.parent] if readme.parent in EXAMPLES else EXAMPLES
@@ -236,12 +248,12 @@ def test_each_setting_can_be_set(readme: Path) -> None:
                     assert code[:-4] in known, f"unknown key {code[:-4]!r}"
                 else:
                     arguments.parse(code.split(), folder, environment={})
-            except (AssertionError, arguments.UsageError) as error:
+            except (AssertionError, project.UsageError) as error:
                 faults.append(str(error))
         assert len(faults) < len(folders), f"{readme}:{line}: {code}: {faults}"
 
 
-@pytest.mark.parametrize("readme", READMES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("readme", NAMING, ids=lambda path: str(path.relative_to(ROOT)))
 def test_what_is_named_is_in_the_code(readme: Path) -> None:
     """Files, settings-like-this, VARIABLES and functions() that stand as code in the text."""
     sources = SOURCES

@@ -1,7 +1,8 @@
-"""tools/report.py: the page on a run, a failed one too, and on several; and that ./run.sh makes it."""
+"""Tests tools/report.py: the page on a run, a failed one too, and on several; and that ./run.sh makes it."""
 
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -19,21 +20,21 @@ HOSTILE = "<script>alert(1)</script> $x_{$ \" ' & {{ 7 * 7 }} \x1b[31mred"
 
 
 def client(partition: int, **said: Any) -> dict[str, Any]:
-    return {"partition-id": partition, "seconds": 1.5, "memory": 300.0, "num-examples": 100 * (partition + 1), **said}
+    return {"partition-id": partition, "seconds": 1.5, "num-examples": 100 * (partition + 1), **said}
 
 
 def phase(*rows: dict[str, Any], failures: tuple = (), **means: float) -> dict[str, Any]:
-    return {**means, "clients": len(rows), "failures": list(failures), "config": {}, "by_client": list(rows)}
+    return {**means, "clients": len(rows), "failures": list(failures), "by_client": list(rows)}
 
 
 def recorded(**changes: Any) -> dict[str, Any]:
     """A history of two rounds, in the second of which a client failed."""
-    failure = {"partition-id": 1, "reason": "partition 1: RuntimeError: no more memory"}
+    failure = {"partition-id": 1, "reason": "RuntimeError: no more memory"}
     first = {
         "round": 1,
         "seconds": 10.0,
-        "phase_seconds": {"train": 4.0, "evaluate": 1.0},
         "bytes": 2_000_000,
+        "memory": {"client": 300.0},
         "train": phase(client(0, train_loss=2.0), client(1, train_loss=2.2), loss=2.133),
         "evaluate": phase(client(0, loss=1.9, accuracy=0.25), loss=1.9, accuracy=0.25),
     }
@@ -134,10 +135,10 @@ def test_a_recorded_run(write) -> None:
     for said in (
         "It completed 2 rounds with 2 clients on cifar10 and reached accuracy 0.500, in 30.0 s.",
         "ENGINE=simulation DATASET=cifar10 ./run.sh 2 2 2 2",
-        "partition 1: RuntimeError: no more memory",
+        "2 train 1 RuntimeError: no more memory",
         "0123456789abcdef" * 4,
         "4.00 MB",
-        "300 MiB",
+        "client: 300 MiB",
         "learning-rate",
         "1.41.0",
         "torchvision",
@@ -155,18 +156,36 @@ def test_a_task_without_accuracy(write) -> None:
     assert len(found.all("img")) == 1
 
 
-def test_where_the_time_went(write) -> None:
-    """Start-up, 2 * 4 s of training, 2 * 1 s of evaluation, the rest of both rounds, and the rest of all."""
-    text = page(write()).text
-    for said in (
-        "start-up 6.0 20 %",
-        "training 8.0 27 %",
-        "evaluation by clients 2.0 7 %",
-        "evaluation by the server 0.0 0 %",
-        "waiting 10.0 33 %",
-        "ending 4.0 13 %",
-    ):
+def test_a_metric_that_is_no_number_is_said_and_not_drawn(write) -> None:
+    """A history has null for NaN: in a mean, or in one client's reply, whose metric is then left out of the mean."""
+    rounds = recorded()["rounds"]
+    rounds[0]["evaluate"] |= {"loss": None, "auc": 0.75, "left_out": {"auc": [1]}}
+    rounds[0]["evaluate"]["by_client"][0]["auc"] = None
+    found = page(write(rounds=rounds))
+    assert "not a number" in found.text
+    assert "0.750" in found.text  # of the metrics, all have a column
+    assert "1 evaluate 1 no usable auc; the rest of its reply counts" in found.text
+    (loss,) = [image["alt"] for image in found.all("img") if image["alt"].startswith("Loss by round.")]
+    assert "clients, held out: 1.400 to 1.400." in loss  # the second round alone
+
+
+def test_device_cluster_and_privacy_are_facts(write) -> None:
+    privacy = {"epsilon": 3.5, "delta": 1e-05, "unit": "client", "neighbours": "add or remove one"}
+    text = page(write(device="NVIDIA H100", ray={"nodes": 2}, privacy=privacy)).text
+    for said in ("device of the clients NVIDIA H100", "ray: nodes 2", "privacy: epsilon 3.5", "privacy: unit client"):
         assert said in text, said
+
+
+def test_it_finds_the_packages_by_itself(write) -> None:
+    """As when it is started with the system's Python: -S hides all that is installed beside it."""
+    if not (ROOT / ".venv" / "bin" / "python").exists():
+        pytest.skip("the collection has no .venv here")
+    folder = write()
+    bare = [sys.executable, "-I", "-S", REPORT, folder]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHON"}
+    done = subprocess.run(bare, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (folder / "report.html").is_file()
 
 
 def test_headings_pictures_and_tables_can_be_read_aloud(write) -> None:
@@ -194,13 +213,12 @@ def test_a_failed_run_says_why(write) -> None:
     folder = write(
         status="failed", reason="round 2: no client could train", log="run", accuracy=None, model_sha256=None
     )
-    (folder / "logs" / "run.log").write_text(
-        "started\nTraceback (most recent call last):\n\x1b[91mOutOfMemory\x1b[0m\n"
-    )
+    log = "started\nTraceback (most recent call last):\nOutOfMemory: \x1b[91mno room\x1b[0m\n"
+    (folder / "logs" / "run.log").write_text(log)
     found = page(folder)
     assert_self_contained(found)
     assert "It failed after 2 of 2 rounds: round 2: no client could train" in found.text
-    assert "Traceback (most recent call last): OutOfMemory" in found.text
+    assert "Traceback (most recent call last): OutOfMemory: no room" in found.text
     assert "none, since no model was saved" in found.text
 
 
@@ -291,9 +309,7 @@ def test_the_collection_makes_the_page_after_a_run(collection: Path, data_dir: P
     assert_self_contained(found)
     assert "It completed 1 rounds with 1 clients" in found.text
     assert "ENGINE=simulation DATASET=synthetic ./run.sh 1 1 1 1" in found.text
-    for name in ("start-up", "training", "waiting"):
-        assert re.search(rf"{name} \d+\.\d \d+ %", found.text), name
-    assert "a client's process, at most" in found.text
+    assert "device of the clients cpu" in found.text
 
 
 @pytest.mark.slow
@@ -306,4 +322,4 @@ def test_it_makes_one_after_a_failed_run_and_a_bad_report_changes_nothing(collec
     (collection / "tools" / "report.py").write_text("raise SystemExit(3)\n")
     run, _ = start(collection, data_dir)
     assert run.process.returncode == 1
-    assert "report.py ended with status 3" in run.stderr
+    assert "OSError: disk" in run.stderr

@@ -61,7 +61,11 @@ def change_the_mode(path):
     path.chmod(path.stat().st_mode ^ 0o100)
 
 
-@pytest.mark.parametrize("name", ["cifar_utils.py", "run.sh", "requirements.txt", ".gitignore", "launcher/grid.py"])
+SHARED = ("cifar_utils.py", "run.sh", "requirements.txt", ".gitignore")
+ROOMS = ("cifar_data/shapes.py", "rounds/guarded.py", "launcher/warm.py")
+
+
+@pytest.mark.parametrize("name", [*SHARED, *ROOMS])
 @pytest.mark.parametrize("change", [change_a_byte, change_the_mode, Path.unlink])
 def test_a_difference_is_named_and_repaired(tree, name, change):
     change(tree / "another" / name)
@@ -90,10 +94,11 @@ def test_the_collection_s_requirements_are_a_copy_too(tree):
 
 
 def test_an_extra_file_is_named_and_removed(tree):
-    (tree / "another" / "launcher" / "extra.py").write_text("pass\n")
-    assert sync(tree, "--check") == (1, "another/launcher/extra.py has no original in basic/\n")
-    assert sync(tree) == (0, "removed another/launcher/extra.py\n")
-    assert sync(tree, "--check") == (0, "")
+    for name in ("cifar_data/extra.py", "rounds/extra.py", "launcher/extra.py"):
+        (tree / "another" / name).write_text("pass\n")
+        assert sync(tree, "--check") == (1, f"another/{name} has no original in basic/\n")
+        assert sync(tree) == (0, f"removed another/{name}\n")
+        assert sync(tree, "--check") == (0, "")
 
 
 def test_what_is_an_example_s_own_is_left_alone(tree):
@@ -101,10 +106,10 @@ def test_what_is_an_example_s_own_is_left_alone(tree):
     for name, text in own.items():
         (tree / "another" / name).write_text(text)
     (tree / "another" / "launcher" / "__pycache__").mkdir()
-    (tree / "another" / "launcher" / "__pycache__" / "grid.pyc").touch()
+    (tree / "another" / "launcher" / "__pycache__" / "run.pyc").touch()
     assert sync(tree, "--check") == (0, "")
-    change_a_byte(tree / "basic" / "launcher" / "grid.py")
-    assert sync(tree) == (0, "copied another/launcher/grid.py\n")
+    change_a_byte(tree / "basic" / "launcher" / "run.py")
+    assert sync(tree) == (0, "copied another/launcher/run.py\n")
     assert {name: (tree / "another" / name).read_text() for name in own} == own
 
 

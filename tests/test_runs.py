@@ -1,17 +1,14 @@
-"""basic, end to end, in both engines: what a run prints, does and leaves."""
+"""Tests basic, end to end, in both engines: what a run prints, does and leaves."""
 
-import json
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from runs import Launch, copy_example, finished
 
-from launcher.replies import model_sha256
+from rounds.averages import model_sha256
 
 ENGINES = ("deployment", "simulation")
 
@@ -20,20 +17,46 @@ ENGINES = ("deployment", "simulation")
 CLIENTS, SAMPLED = 4, 2
 
 
+def together(*runs: Launch) -> None:
+    """Wait for runs that were started side by side."""
+    for run in runs:
+        with run:
+            run.wait()
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> dict[str, Launch]:
-    """`./run.sh 4 3 2 2` in a folder copied to a path with a space, started from another working directory."""
+    """`./run.sh 4 3 2 2` at a path with a space, from another working directory, twice at once: once an engine."""
+    folder = copy_example("basic", tmp_path_factory.mktemp("runs") / "my project")
     made = {}
     for engine in ENGINES:
-        folder = copy_example("basic", tmp_path_factory.mktemp(engine) / "my project")
-        arguments = (CLIENTS, 3, SAMPLED, 2, "learning-rate=0.02")
-        made[engine] = finished(folder, *arguments, data_dir=data_dir, cwd=Path("/"), ENGINE=engine)
+        arguments = (CLIENTS, 3, SAMPLED, 2, "learning-rate=0.03")
+        made[engine] = run = Launch(folder, *arguments, data_dir=data_dir, cwd=Path("/"), ENGINE=engine)
+        run.wait_until(lambda run=run: run.run_dir)
+    together(*made.values())
+    return made
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> dict[str, Launch]:
+    """A single client for a round: without a warm Python; and in a simulation, with -v, for a user without a HOME."""
+    root = tmp_path_factory.mktemp("alone")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("HOME", raising=False)
+        verbose = copy_example("basic", root / "verbose"), 1, 1, 1, 1, "-v"
+        made = {"verbose": Launch(*verbose, data_dir=data_dir, ENGINE="simulation")}
+    made["cold"] = Launch(copy_example("basic", root / "cold"), 1, 1, 1, 1, data_dir=data_dir, WARM="0")
+    together(*made.values())
     return made
 
 
 @pytest.fixture(params=ENGINES)
 def run(request: pytest.FixtureRequest, runs: dict[str, Launch]) -> Launch:
     return runs[request.param]
+
+
+def commands(run: Launch) -> list[str]:
+    return [shlex.split(line[2:])[0] for line in run.stdout.splitlines() if line.startswith("+ ")]
 
 
 def test_it_completes_and_leaves_no_process(run: Launch) -> None:
@@ -53,9 +76,9 @@ def test_it_prints_rounds_and_a_summary(run: Launch) -> None:
 
 
 def test_it_prints_the_commands_as_one_could_type_them(run: Launch) -> None:
-    commands = [shlex.split(line[2:]) for line in run.stdout.splitlines() if line.startswith("+ ")]
-    nodes = CLIENTS if run.history["engine"] == "deployment" else 0
-    assert [command[0] for command in commands] == ["flower-superlink", *["flower-supernode"] * nodes, "flwr"]
+    """Those of the first client stand for all."""
+    nodes = ["flower-supernode"] if run.history["engine"] == "deployment" else []
+    assert commands(run) == ["flower-superlink", "flower-superexec", *nodes, "flwr"]
 
 
 def test_the_history_keeps_the_contract(run: Launch) -> None:
@@ -63,18 +86,33 @@ def test_the_history_keeps_the_contract(run: Launch) -> None:
     assert history["schema"] == 1
     assert (history["example"], history["status"], history["dataset"]) == ("basic", "completed", "synthetic")
     assert (history["clients"], history["min_clients"], history["sampled"]) == (CLIENTS, 3, SAMPLED)
-    assert history["config"]["learning-rate"] == 0.02
+    assert history["config"]["learning-rate"] == 0.03
     assert history["config"]["num-server-rounds"] == 2
-    assert history["seconds"] > 0
+    assert 0 < history["startup_seconds"] < history["seconds"]
     assert set(history["versions"]) >= {"python", "flwr", "torch"}
+    assert history["device"] == "cpu"
     assert [entry["round"] for entry in history["rounds"]] == [1, 2]
     for entry in history["rounds"]:
         assert entry["train"]["clients"] == entry["evaluate"]["clients"] == SAMPLED
         assert entry["train"]["failures"] == entry["evaluate"]["failures"] == []
         assert entry["bytes"] == SAMPLED * 3 * 62_006 * 4  # the weights to each client twice, and back once
+        assert entry["seconds"] > 0
         assert 0 <= entry["evaluate"]["accuracy"] <= 1
         assert entry["train"]["loss"] > 0
+        for row in entry["train"]["by_client"]:
+            assert set(row) == {"partition-id", "seconds", "train_loss", "num-examples"}
+            assert row["num-examples"] == 135
     assert history["accuracy"] == history["rounds"][-1]["evaluate"]["accuracy"]
+
+
+def test_other_clients_are_drawn_in_each_phase(run: Launch) -> None:
+    drawn = [
+        tuple(row["partition-id"] for row in entry[phase]["by_client"])
+        for entry in run.history["rounds"]
+        for phase in ("train", "evaluate")
+    ]
+    assert len(set(drawn)) > 1
+    assert all(who == tuple(sorted(who)) for who in drawn)
 
 
 def test_the_model_is_a_plain_state_dict(run: Launch) -> None:
@@ -86,30 +124,71 @@ def test_the_model_is_a_plain_state_dict(run: Launch) -> None:
 
 
 def test_the_folder_holds_what_it_should(run: Launch) -> None:
-    names = {path.name for path in run.run_dir.iterdir() if path.name != ".lock"}
+    names = {path.name for path in run.run_dir.iterdir()} - {".lock", "clients.json"}
     assert names == {"history.json", "history.png", "model.pt", "run-config.toml", "logs", "flwr-home"}
     assert (run.run_dir / "history.png").read_bytes().startswith(b"\x89PNG")
-    assert (run.folder / "runs" / "latest").resolve() == run.run_dir.resolve()
 
 
 def test_only_the_app_is_sent_to_clients(run: Launch) -> None:
     (app,) = (run.run_dir / "flwr-home" / "apps").iterdir()
     assert {path.name for path in app.iterdir()} <= {
-        *("server.py", "client.py", "cifar_utils.py", "launcher", "pyproject.toml", "README.md", "__pycache__"),
-        ".gitignore",
+        *(
+            "server.py",
+            "client.py",
+            "cifar_utils.py",
+            "cifar_data",
+            "rounds",
+            "launcher",
+            "pyproject.toml",
+            "README.md",
+        ),
+        *("__pycache__", ".gitignore"),
     }
 
 
-def test_both_engines_give_the_same_model(runs: dict[str, Launch]) -> None:
+def test_two_runs_at_once_do_not_meet(runs: dict[str, Launch]) -> None:
+    deployment, simulation = runs.values()
+    assert deployment.run_dir != simulation.run_dir
+    assert (simulation.folder / "runs" / "latest").resolve() == simulation.run_dir.resolve()
+
+
+def test_both_engines_give_the_same_model(runs: dict[str, Launch], alone: dict[str, Launch]) -> None:
+    """The deployment engine with a warm Python and without, and the simulation."""
     assert len({run.history["model_sha256"] for run in runs.values()}) == 1
+    assert len({run.history["model_sha256"] for run in alone.values()}) == 1
+
+
+def test_without_a_warm_python_it_is_stock_flower(alone: dict[str, Launch]) -> None:
+    run = alone["cold"]
+    assert run.process.returncode == 0, run.stdout + run.stderr
+    assert commands(run) == ["flower-superlink", "flower-supernode", "flwr"]
+    assert "--isolation" not in run.stdout
+    assert run.history["status"] == "completed"
+    assert run.nothing_left()
+
+
+def test_verbose_prints_all_that_the_server_says_and_no_home_is_needed(alone: dict[str, Launch]) -> None:
+    run = alone["verbose"]
+    assert run.process.returncode == 0, run.stdout + run.stderr
+    said = run.log("run").splitlines()
+    assert any("Final results" in line for line in said)
+    assert set(said) <= set(run.stdout.splitlines())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ENGINES)
-def test_ten_clients_five_sampled(engine: str, tmp_path: Path, data_dir: Path) -> None:
-    run = finished(copy_example("basic", tmp_path / "basic"), 10, 8, 5, 2, data_dir=data_dir, ENGINE=engine)
+@pytest.mark.parametrize("options", [{"ENGINE": "simulation"}, {}, {"WARM": "0"}], ids=["simulation", "warm", "cold"])
+def test_ten_clients_five_sampled(options: dict[str, str], tmp_path: Path, data_dir: Path, hashes: set[str]) -> None:
+    run = finished(copy_example("basic", tmp_path / "basic"), 10, 8, 5, 2, data_dir=data_dir, **options)
     assert run.process.returncode == 0, run.stdout + run.stderr
     assert [entry["train"]["clients"] for entry in run.history["rounds"]] == [5, 5]
+    hashes.add(run.history["model_sha256"])
+    assert len(hashes) == 1
+
+
+@pytest.fixture(scope="module")
+def hashes() -> set[str]:
+    """The hashes of the models of those that have run before."""
+    return set()
 
 
 @pytest.mark.slow
@@ -119,26 +198,3 @@ def test_the_stand_in_is_worth_training_on(tmp_path: Path) -> None:
     accuracies = [entry["evaluate"]["accuracy"] for entry in run.history["rounds"]]
     assert accuracies == sorted(accuracies)
     assert 0.60 < accuracies[-1] < 0.95
-
-
-def test_two_runs_at_once_do_not_meet(tmp_path: Path, data_dir: Path) -> None:
-    folder = copy_example("basic", tmp_path / "basic")
-    with Launch(folder, 2, 2, 2, 1, data_dir=data_dir, ENGINE="simulation") as one:
-        one.wait_until(lambda: one.run_dir)
-        with Launch(folder, 2, 2, 2, 1, data_dir=data_dir, ENGINE="deployment") as two:
-            assert (one.wait(), two.wait()) == (0, 0), one.stderr + two.stderr
-    assert one.run_dir != two.run_dir
-    assert one.history["model_sha256"] == two.history["model_sha256"]
-
-
-def test_verbose_prints_all_that_the_server_says_and_no_home_is_needed(tmp_path: Path, data_dir: Path) -> None:
-    folder = copy_example("basic", tmp_path / "basic")
-    command = ["env", "-u", "HOME", f"PYTHON={sys.executable}", f"DATA_DIR={data_dir}", "DATASET=synthetic"]
-    arguments = [str(folder / "run.sh"), "1", "1", "1", "1", "-v"]
-    done = subprocess.run([*command, "ENGINE=simulation", *arguments], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    latest = folder / "runs/latest"
-    assert json.loads((latest / "history.json").read_text())["status"] == "completed"
-    said = (latest / "logs/run.log").read_text().splitlines()
-    assert any("Final results" in line for line in said)
-    assert set(said) <= set(done.stdout.splitlines())

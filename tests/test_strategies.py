@@ -1,25 +1,25 @@
 """advanced_example's strategies, schedules and client code, called as Flower calls them, with Flower's own messages."""
 
-import importlib.util
-import itertools
+import io
+import re
 import tomllib
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
-from paths import ADVANCED
+from paths import ADVANCED, advanced
 from runs import copy_example, finished
-from test_replies import reply, request
+from test_replies import reply
 
-import cifar_utils
-from augmentation import shift_and_mirror
-from models import MODELS, make_model
-from schedules import evaluate_config, train_config
+import launch
+from checkpoint import score
+from launcher.arguments import parse
+from launcher.project import UsageError
+from schedules import Scheduled, evaluate_config, train_config
+from state import get_state, set_state
 from strategies import STRATEGIES, Private, make_strategy
 
 PROJECT = tomllib.loads((ADVANCED / "pyproject.toml").read_text())
@@ -106,13 +106,17 @@ def test_the_arguments_reach_the_strategies() -> None:
         ((5, "flaky-client=5"), "the clients are 0 to 4"),
     ],
 )
-def test_what_can_not_work_is_refused(arguments: tuple, words: str, data_dir: Path, tmp_path: Path) -> None:
-    run = finished(
-        copy_example("advanced_example", tmp_path / "advanced_example"), *arguments, "--dry-run", data_dir=data_dir
-    )
-    assert run.process.returncode == 2
-    assert words in run.stderr
-    assert run.stdout == ""
+def test_what_can_not_work_is_refused(arguments: tuple, words: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(words)):
+        launch.check(parse([*map(str, arguments)], ADVANCED, environment={}))
+
+
+def test_it_is_refused_before_anything_starts(data_dir: Path, tmp_path: Path) -> None:
+    folder = copy_example("advanced_example", tmp_path / "advanced_example")
+    run = finished(folder, 4, 4, 4, 1, "strategy=krum", data_dir=data_dir)
+    assert (run.process.returncode, run.stdout, len(run.stderr.splitlines())) == (2, "", 1)
+    assert run.stderr.startswith("error: krum withstands 1 malicious clients only among at least 5")
+    assert not (folder / "runs").exists()
 
 
 # --- Differential privacy --------------------------------------------------------------------------------------------
@@ -158,163 +162,92 @@ def test_epochs_and_steps() -> None:
     assert [evaluate_config(n, {**CONFIG, "evaluate-steps": 1})["evaluate-steps"] for n in (1, 3, 4)] == [1, 1, 1]
 
 
-# --- The client ------------------------------------------------------------------------------------------------------
+# --- The clients' metrics --------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def client() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("advanced_client", ADVANCED / "client.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def said(partition_id: int | None, **metrics: float | list[float]) -> RecordDict:
+    """A client's reply, with what the mod `named` adds."""
+    card = {} if partition_id is None else {"client": ConfigRecord({"partition-id": partition_id, "seconds": 0.5})}
+    return RecordDict({"metrics": MetricRecord({"num-examples": 1, **metrics}), **card})
 
 
-@pytest.fixture(autouse=True)
-def small_data(monkeypatch: pytest.MonkeyPatch, data_dir) -> None:
-    monkeypatch.setenv("DATA_DIR", str(data_dir))
-    monkeypatch.setenv("DATASET", "synthetic")
+def test_metrics_are_averaged_by_examples_and_ranked() -> None:
+    replies = [said(4, accuracy=0.2, loss=3.0), said(2, accuracy=0.6, loss=5.0, **{"num-examples": 3})]
+    found = advanced("server").aggregate_metrics(replies, "num-examples")
+    ranked = {"worst-accuracy": 0.2, "worst-client": 4, "best-accuracy": 0.6, "best-client": 2}
+    known = {"num-examples": 4, "slowest-seconds": 0.5}
+    assert dict(found) == pytest.approx({"accuracy": 0.5, "loss": 4.5, **known, **ranked})
 
 
-def ask(client: ModuleType, kind: str, run_config: dict | None = None, **config) -> RecordDict:
-    """What client 1 of 3 replies to a message of the server."""
-    torch.manual_seed(0)
-    message = request(kind)
-    message.content["arrays"] = ArrayRecord(make_model("cnn").state_dict())
-    message.content["config"] = ConfigRecord({"server-round": 1, **config})
-    context = Context(
-        run_id=1,
-        node_id=2,
-        node_config={"partition-id": 1, "num-partitions": 3},
-        state=RecordDict(),
-        run_config={**CONFIG, "partitioner": "iid", **(run_config or {})},
-    )
-    return client.app(message, context).content
+def test_a_task_without_accuracy_is_ranked_by_its_loss() -> None:
+    found = advanced("server").aggregate_metrics([said(0, loss=3.0), said(1, loss=5.0)], "num-examples")
+    assert {key: value for key, value in found.items() if key.startswith(("worst", "best"))} == {
+        "worst-loss": 5.0,
+        "worst-client": 1,
+        "best-loss": 3.0,
+        "best-client": 0,
+    }
 
 
-def distance(content: RecordDict) -> float:
-    """How far the client's weights are from those that it was sent."""
-    torch.manual_seed(0)
-    start = make_model("cnn").state_dict()
-    return float(sum((value - start[name]).square().sum() for name, value in weights(content).items()) ** 0.5)
-
-
-def weights(content: RecordDict) -> dict[str, torch.Tensor]:
-    return content["arrays"].to_torch_state_dict()
-
-
-def test_it_trains_as_long_and_as_fast_as_it_is_told(client: ModuleType) -> None:
-    once, twice, fast = (
-        ask(client, MessageType.TRAIN, **{"local-epochs": epochs, "learning-rate": rate})
-        for epochs, rate in ((1, 0.001), (2, 0.001), (1, 0.002))
-    )
-    assert 0 < distance(once) < distance(twice)
-    assert distance(once) < distance(fast)
-    assert once["client"]["partition-id"] == 1
-    assert once["metrics"]["num-examples"] == 180  # of 200, a tenth kept
-    assert set(once["metrics"]) == {"train_loss", "own_loss", "own_accuracy", "seconds", "num-examples"}
-
-
-def test_its_own_held_out_tenth_is_what_it_reports_on(client: ModuleType) -> None:
-    content = ask(client, MessageType.TRAIN, **{"local-epochs": 1, "learning-rate": 0.01})
-    net = make_model("cnn")
-    net.load_state_dict(weights(content))
-    _, held_out = cifar_utils.load_partition(1, 3, CONFIG["batch-size"], CONFIG["seed"])
-    found = {name: content["metrics"][f"own_{name}"] for name in ("loss", "accuracy")}
-    assert found == cifar_utils.test(net, held_out)
-
-
-def test_the_proximal_term_holds_it_back(client: ModuleType) -> None:
-    config = {"local-epochs": 3, "learning-rate": 0.01}
-    free, loose, firm = (
-        distance(ask(client, MessageType.TRAIN, **config, **{"proximal-mu": mu})) for mu in (0.0, 0.01, 10.0)
-    )
-    assert firm < 0.9 * free
-    assert firm < loose != free
-    assert distance(ask(client, MessageType.TRAIN, **config)) == free  # other strategies send no mu
-
-
-def test_the_proximal_term_is_the_paper_s(client: ModuleType) -> None:
-    net = make_model("cnn")
-    term = client.proximal_term(net, mu=3.0)
-    assert term() == 0
-    with torch.no_grad():
-        net.fc3.bias += 2.0
-    assert float(term().detach()) == pytest.approx(3.0 / 2 * 10 * 2.0**2, rel=1e-5)
-
-
-@pytest.mark.parametrize(("steps", "examples"), [(1, 4), (3, 12), (5, 20), (99, 20)])
-def test_it_evaluates_on_exactly_that_many_batches(client: ModuleType, steps: int, examples: int) -> None:
-    """Or on the 20 examples that it has."""
-    metrics = ask(client, MessageType.EVALUATE, {"batch-size": 4}, **{"evaluate-steps": steps})["metrics"]
-    assert metrics["num-examples"] == examples
-    _, held_out = cifar_utils.load_partition(1, 3, 4, CONFIG["seed"])
-    client.shorten(held_out, examples)
-    torch.manual_seed(0)
-    expected = cifar_utils.test(make_model("cnn"), held_out)
-    assert {name: metrics[name] for name in expected} == pytest.approx(expected)
-
-
-def test_a_poisoning_client_sends_100_times_its_update(client: ModuleType) -> None:
-    config = {"local-epochs": 1, "learning-rate": 0.01}
-    honest = distance(ask(client, MessageType.TRAIN, **config))
-    assert distance(ask(client, MessageType.TRAIN, {"poisoning-client": 0}, **config)) == honest  # another one
-    poisoned = distance(ask(client, MessageType.TRAIN, {"poisoning-client": 1}, **config))
-    assert poisoned == pytest.approx(100 * honest, rel=1e-4)
-
-
-def test_toy_data_is_ten_examples(client: ModuleType) -> None:
-    content = ask(client, MessageType.TRAIN, {"toy": True}, **{"local-epochs": 1, "learning-rate": 0.01})
-    assert content["metrics"]["num-examples"] == 10
-
-
-# --- Augmentation ----------------------------------------------------------------------------------------------------
-
-
-def cut(frame: torch.Tensor, top: int, left: int, mirrored: bool) -> torch.Tensor:
-    part = frame[:, top : top + 32, left : left + 20]
-    return part.flip(2) if mirrored else part
-
-
-def test_each_picture_is_shifted_and_mirrored_by_itself() -> None:
-    images = torch.rand(64, 3, 32, 20)
-    moved = shift_and_mirror(images, torch.Generator().manual_seed(0))
-    assert moved.shape == images.shape
-    padded = F.pad(images, [4] * 4, mode="reflect")
-    ways = [
-        [
-            (top, left, mirrored)
-            for top, left, mirrored in itertools.product(range(9), range(9), (False, True))
-            if torch.equal(move, cut(frame, top, left, mirrored))
-        ]
-        for move, frame in zip(moved, padded, strict=True)
+def test_lists_and_clients_that_say_nothing_of_themselves_do_no_harm() -> None:
+    """A list is averaged, and ranks nobody; without a partition id, a client is ranked as number -1."""
+    replies = [
+        said(None, f1=[0.0, 1.0], accuracy=[0.1, 0.2], loss=1.0),
+        said(3, f1=[1.0, 1.0], accuracy=[0, 0], loss=2),
     ]
-    assert all(len(way) == 1 for way in ways)
-    tops, lefts, mirrors = zip(*(way[0] for way in ways), strict=True)
-    assert set(tops) == set(lefts) == set(range(9))
-    assert 16 < sum(mirrors) < 48
+    found = advanced("server").aggregate_metrics(replies, "num-examples")
+    assert found["f1"] == [0.5, 1.0]
+    assert (found["worst-loss"], found["worst-client"], found["best-client"]) == (2.0, 3, -1)
+    assert advanced("server").aggregate_metrics([said(0)], "num-examples") == {
+        "num-examples": 1,
+        "slowest-seconds": 0.5,
+    }
 
 
-def test_augment_changes_what_a_client_trains_on(client: ModuleType) -> None:
-    def weights(augment: bool) -> ArrayRecord:
-        content = ask(client, MessageType.TRAIN, {"augment": augment}, **{"local-epochs": 2, "learning-rate": 0.01})
-        assert content["metrics"]["num-examples"] == 180
-        return content["arrays"]
-
-    assert weights(True) == weights(True)
-    assert weights(True) != weights(False)
-
-
-# --- Models ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("name", "parameters"), [("cnn", 62_006), ("resnet18", 11_173_962)])
-def test_models(name: str, parameters: int) -> None:
-    net = make_model(name)
-    assert sum(weights.numel() for weights in net.parameters()) == parameters
-    assert net(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
-    assert not any(isinstance(layer, torch.nn.modules.batchnorm._BatchNorm) for layer in net.modules())
-    assert list(net.buffers()) == []  # nothing but parameters is averaged
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ({"server": {"loss": 2.0, "accuracy": 0.3}, "evaluate": {"accuracy": 0.9}}, 0.3),
+        ({"evaluate": {"loss": 2.0, "accuracy": 0.9}}, 0.9),
+        ({"evaluate": {"loss": 2.0}}, -2.0),
+        ({"server": {"loss": 2.0, "accuracy": [0.1, 0.2]}}, -2.0),
+        ({"server": {}, "evaluate": {"loss": 0.5}}, -0.5),
+        ({"train": {"loss": 0.5}}, -float("inf")),
+    ],
+)
+def test_the_best_model_is_the_one_with_the_best_accuracy_or_else_loss(entry: dict, expected: float) -> None:
+    assert score(entry) == expected
 
 
-def test_all_models_are_tested() -> None:
-    assert list(MODELS) == ["cnn", "resnet18"]
+# --- What a checkpoint holds -----------------------------------------------------------------------------------------
+
+
+def test_a_strategy_s_state_is_the_same_after_it_was_written_down() -> None:
+    strategy = make_strategy({**CONFIG, "strategy": "fedadam"}, aggregate_metrics)
+    strategy.m_t = {"weight": np.array([1.5, 2.5], np.float64)}
+    strategy.current_arrays = ArrayRecord([np.array([1, 2], np.int32)])
+    strategy.rows, strategy.tensor, strategy.words = [(1, None), "a"], torch.ones(2), {"a": {1: True}}
+    wrapped = Scheduled(strategy, CONFIG)
+    file = io.BytesIO()
+    torch.save(get_state(wrapped), file)
+    other = make_strategy({**CONFIG, "strategy": "fedadam"}, aggregate_metrics)
+    set_state(Scheduled(other, CONFIG), torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    assert (other.rows, other.words) == (strategy.rows, strategy.words)
+    assert torch.equal(other.tensor, strategy.tensor)
+    assert other.m_t["weight"].dtype == np.float64
+    assert np.array_equal(other.m_t["weight"], strategy.m_t["weight"])
+    assert other.current_arrays == strategy.current_arrays
+    assert other.train_metrics_aggr_fn is aggregate_metrics
+
+
+def test_what_can_not_be_written_down_is_left_out_and_said_once(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """A strategy that writes to a file of its own, for one."""
+    strategy = make_strategy(CONFIG, aggregate_metrics)
+    with (tmp_path / "log").open("w") as strategy.file, caplog.at_level("WARNING", logger="flwr"):
+        states = [get_state(strategy) for _ in range(3)]
+    assert all("file" not in state and "min_train_nodes" in state for state in states)
+    assert [record.getMessage() for record in caplog.records] == [
+        "checkpoint.pt is without FedAvg.file, a TextIOWrapper: a run that is resumed begins it anew"
+    ]

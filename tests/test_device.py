@@ -1,0 +1,158 @@
+"""What the clients compute on: asked for by one word, said in the run, and warned of where a GPU lies idle."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, Metadata, RecordDict
+from paths import BASIC, ROOT
+
+import cifar_utils
+from launcher import device, screen
+from launcher.project import read_project, run_config
+from rounds import history, mods
+
+FOLDERS = ("basic", "advanced_example", "multiprocessing")
+
+
+# --- One word --------------------------------------------------------------------------------------------------------
+
+
+def test_a_device_that_is_named_is_taken_and_auto_takes_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cifar_utils.best_device("cuda") == torch.device("cuda")
+    assert cifar_utils.best_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert cifar_utils.best_device() == torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cifar_utils.best_device() == torch.device("mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert cifar_utils.best_device() == torch.device("cpu")
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_all_examples_have_the_word_and_say_what_it_may_be(folder: str) -> None:
+    command = [sys.executable, ROOT / folder / "launcher" / "__main__.py", "device=gpu", "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: device must be one of auto, cpu, cuda, mps, not 'gpu'\n")
+
+
+@pytest.mark.parametrize("folder", ["basic", "advanced_example"])
+def test_the_clients_pass_it_on(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's "meta" device computes nothing: what reaches it has passed all the way."""
+    asked = {"device": "meta", "toy": True, "evaluate-steps": 1}
+    config = {**run_config(read_project(ROOT / folder)), **asked}
+    rng_images = torch.zeros(100, 3, 32, 32, dtype=torch.uint8).numpy(), torch.arange(100).numpy() % 10
+    monkeypatch.setattr(cifar_utils, "load_split", lambda split: rng_images)
+    monkeypatch.syspath_prepend(ROOT / folder)
+    own = ("client", *(path.stem for path in (ROOT / "advanced_example").glob("*.py") if path.stem != "cifar_utils"))
+    for name in own:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    client = importlib.import_module("client")
+    for name in own:
+        sys.modules.pop(name, None)  # for other tests, a `client` is another folder's
+    used = []
+    monkeypatch.setattr(client.cifar_utils, "best_device", lambda wanted: used.append(wanted) or torch.device("cpu"))
+    node = {"partition-id": 0, "num-partitions": 2}
+    context = Context(run_id=1, node_id=2, node_config=node, state=RecordDict(), run_config=config)
+    arrays = ArrayRecord(cifar_utils.Net().state_dict())
+    for kind in (MessageType.TRAIN, MessageType.EVALUATE):
+        content = RecordDict({"arrays": arrays, "config": ConfigRecord({**config, "local-epochs": 1})})
+        way = {"message_id": "m", "src_node_id": 1, "dst_node_id": 2, "reply_to_message_id": "", "group_id": ""}
+        metadata = Metadata(run_id=1, **way, created_at=0.0, ttl=1e9, message_type=kind)
+        reply = client.app(Message(content=content, metadata=metadata), context)
+        assert not reply.has_error(), reply.error.reason
+        assert used.pop() == "meta"
+        assert set(used) <= {"meta"}
+
+
+# --- What was used ---------------------------------------------------------------------------------------------------
+
+
+def said(**config: str) -> str | None:
+    return mods.device(SimpleNamespace(run_config=config))
+
+
+def test_a_client_says_what_it_has_computed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert said(device="auto") == "cpu"
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert (said(device="auto"), said(device="cpu")) == ("mps", "cpu")
+    card = SimpleNamespace(name="NVIDIA A100-SXM4-40GB", total_memory=42_298_834_944)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: card)
+    assert said(device="auto") == "NVIDIA A100-SXM4-40GB, 39 GiB"
+    monkeypatch.delitem(sys.modules, "torch")
+    assert said(device="auto") is None
+
+
+def test_the_device_is_printed_once_and_before_the_rounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    printer = screen.Printer(tmp_path, 2)
+    entry = {"seconds": 1.0, "train": {"clients": 2, "failures": []}}
+    for number in (1, 2):
+        rounds = [{"round": i + 1, **entry} for i in range(number)]
+        history.save(tmp_path, {"device": "NVIDIA Pretence, 40 GiB", "config": {}, "rounds": rounds})
+        printer.show()
+    out, err = capsys.readouterr()
+    assert [line.split()[0] for line in out.splitlines()] == ["Device:", "round", "1", "2"]
+    assert out.startswith("Device: NVIDIA Pretence, 40 GiB\n")
+    assert err == ""
+
+
+# --- A GPU that lies idle --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a function that puts a program on PATH in nvidia-smi's place."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def write(line: str, status: int = 0) -> None:
+        program = tmp_path / "bin" / "nvidia-smi"
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/sh\necho '{line}'\nexit {status}\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.defpath}")
+
+    return write
+
+
+def test_an_idle_gpu_is_warned_of_with_what_pytorch_says(nvidia_smi: Any) -> None:
+    """Most often its build is newer than the driver, and says so in a log that nobody opens."""
+    nvidia_smi("NVIDIA Pretence")
+    warning = device.idle_gpu("cpu", {"device": "auto"})
+    start = "nvidia-smi lists NVIDIA Pretence, and the clients compute on the CPU: "
+    assert warning.startswith(start)
+    assert "NVIDIA driver" in warning or "not compiled with CUDA" in warning  # as the build of PyTorch here is
+    assert "\n" not in warning
+    assert device.idle_gpu("cpu", {}).startswith(start)  # a copy without the word
+
+
+def test_who_asked_for_the_cpu_is_not_warned(nvidia_smi: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvidia_smi("NVIDIA Pretence")
+    assert device.idle_gpu("cpu", {"device": "cpu"}) is None
+    assert device.idle_gpu("NVIDIA Pretence, 40 GiB", {"device": "auto"}) is None
+    for hidden in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert device.idle_gpu("cpu", {"device": "auto"}) is None
+
+
+@pytest.mark.parametrize(("line", "status"), [("No devices were found", 0), ("NVIDIA-SMI has failed", 9), ("", 0)])
+def test_where_there_is_no_gpu_nobody_is_warned(line: str, status: int, nvidia_smi: Any) -> None:
+    nvidia_smi(line, status)
+    assert device.idle_gpu("cpu", {"device": "auto"}) is None
+
+
+def test_without_nvidia_smi_nobody_is_warned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert device.listed() is None
+
+
+def test_to_ask_takes_no_pytorch() -> None:
+    program = f"import sys; sys.path[0] = {str(BASIC)!r}; from launcher import device; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "False\n"
