@@ -79,17 +79,17 @@ def test_other_pythons(minor: int, tmp_path: Path) -> None:
     compiled = subprocess.run([python, "-W", "error", "-m", "compileall", "-q", clone], capture_output=True, text=True)
     assert compiled.returncode == 0, compiled.stdout + compiled.stderr
     env = environment(tmp_path, PYTHON=python)
+    packages = subprocess.run([python, "-c", "import tomli_w"], capture_output=True).returncode == 0
     for example in EXAMPLES:
         for words, status in (
             ("--help", 0),
-            ("--dry-run", 1),  # it writes TOML with a package
+            ("--dry-run", 0 if packages else 1),  # it writes TOML with a package
             ("1 2", 2),
             ("no-such-key=1", 2),
         ):
             done = shell(f"./run.sh {example.name} {words}", clone, **env)
             assert done.returncode == status, f"{example.name} {words}: {done.stdout}{done.stderr}"
-    done = shell("./run.sh advanced_example model=resnet18 --dry-run", clone, **env)
-    has_torch = subprocess.run([python, "-c", "import torch"], capture_output=True).returncode == 0
-    assert done.returncode == (0 if has_torch else 1)
-    assert has_torch or done.stderr == "error: to check that takes torch: a run without --dry-run installs it\n"
+    done = shell("./run.sh advanced_example --dry-run", clone, **env)
+    if not packages:
+        assert done.stderr == "error: to check that takes tomli_w: a run without --dry-run installs it\n"
     assert shell(f"{python} tools/sync.py --check", clone, **env).returncode == 0
