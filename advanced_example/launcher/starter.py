@@ -1,4 +1,4 @@
-"""Starts a run's processes and ends them: it leads the session that all of them are in, by which they are known.
+"""Starts a run's processes and ends them. All are in the session that this process leads, and are found by it.
 
     python starter.py RUN_FOLDER TEMPORARY_FOLDER
 
