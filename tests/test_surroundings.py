@@ -206,7 +206,7 @@ def only_run(folder: Path) -> dict:
     ids=["closed", "pipe"],
 )
 def test_a_run_that_nobody_hears_completes(script: str, lines: int, basic: Path, data_dir: Path) -> None:
-    status, out = shell(script, basic, *ONE_ROUND, data_dir=data_dir)
+    status, out = shell(script, basic, 1, 1, 1, 1, data_dir=data_dir)
     assert (status, len(out.splitlines())) == (0, lines)
     history = only_run(basic)
     assert (history["status"], len(history["rounds"])) == ("completed", 1)
