@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from paths import ROOT
 from runs import Launch, copy_example, finished
@@ -105,7 +106,7 @@ class Page(HTMLParser):
 
 
 def run_report(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(REPORT), *map(str, words)], capture_output=True, text=True)
+    return forked.run(REPORT, *words)
 
 
 def page(*runs: Path) -> Page:

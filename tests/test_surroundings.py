@@ -242,7 +242,13 @@ def test_what_is_said_in_place_of_a_run_changes_no_status(
 # --- Signals ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("numbers", [(signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)])
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        pytest.param((signal.SIGINT, signal.SIGTERM), marks=pytest.mark.slow),
+        (signal.SIGTERM, signal.SIGINT, signal.SIGHUP),
+    ],
+)
 def test_signals_close_together_end_a_run_once(numbers: tuple[int, ...], basic: Path, data_dir: Path) -> None:
     with Launch(basic, *ONE_ROUND, data_dir=data_dir) as run:
         run.wait_until(lambda: run.pids("flower-superlink"))

@@ -7,18 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 from runs import ROOT, copy_example, environment
 
+CHECK = ROOT / "tools" / "check_template.py"
 MARKED = {"YOUR MODEL": {"NUM_CLASSES", "Net"}, "YOUR DATA": {"load_client_data"}}
 MARKED["YOUR TRAINING STEP"] = {"train", "test"}
 
 
 def check(folder: Path, data_dir: Path, *options: str) -> tuple[int, dict[str, list[tuple[str, str]]]]:
     """Return the exit status of the check, and what it says: {name: [(mark, text), ...]}."""
-    command = [sys.executable, ROOT / "tools" / "check_template.py", folder, *options]
-    done = subprocess.run(command, env=environment(data_dir, DATASET=""), capture_output=True, text=True)
+    done = forked.run(CHECK, folder, *options, env=environment(data_dir, DATASET=""))
     said: dict[str, list[tuple[str, str]]] = {}
     for line in done.stdout.splitlines():
         mark, name, text = re.fullmatch(r"(ok|risk|FAIL|-) +(one round|\w+) +(.+)", line).groups()
@@ -489,7 +490,7 @@ def test_class_folders_that_differ_are_told(small: Path, tmp_path: Path, one_lis
 
 @pytest.mark.parametrize("words", [[], ["nowhere"], [str(ROOT)]])
 def test_what_is_no_copy_is_refused(words: list[str]) -> None:
-    command = [sys.executable, ROOT / "tools" / "check_template.py", *words]
+    command = [sys.executable, CHECK, *words]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert "FOLDER must be a copy of an example" in done.stderr
