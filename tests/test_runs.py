@@ -40,14 +40,20 @@ def cuda(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, data_dir: Path, cuda: Path) -> dict[str, Launch]:
-    """`./run.sh 4 3 2 2` at a path with a space, from another working directory, twice at once: once an engine."""
+    """`./run.sh 4 3 2 2` at a path with a space, from another working directory, twice at once: once an engine.
+
+    The simulation is a user's who has no HOME.
+    """
     folder = copy_example("basic", tmp_path_factory.mktemp("runs") / "my project")
     made = {}
     no_gpu = {"LD_LIBRARY_PATH": str(cuda), "CUDA_USERS": str(cuda / "users"), "CUDA_VISIBLE_DEVICES": "-1"}
     for engine in ENGINES:
         arguments = (CLIENTS, 3, SAMPLED, ROUNDS, "round-timeout=500")
         variables = {"ENGINE": engine, **(no_gpu if engine == "deployment" else {})}
-        made[engine] = run = Launch(folder, *arguments, data_dir=data_dir, cwd=Path("/"), **variables)
+        with pytest.MonkeyPatch.context() as patch:
+            if engine == "simulation":
+                patch.delenv("HOME", raising=False)
+            made[engine] = run = Launch(folder, *arguments, data_dir=data_dir, cwd=Path("/"), **variables)
         run.wait_until(lambda run=run: run.run_dir)
     together(*made.values())
     return made
@@ -55,12 +61,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, data_dir: Path, cuda: Path) -
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> dict[str, Launch]:
-    """A single client for a round: without a warm Python; and by the collection's run.sh, with -v, without a HOME."""
+    """A single client for a round: without a warm Python; and with one, by the collection's run.sh, with -v."""
     root = tmp_path_factory.mktemp("alone")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("HOME", raising=False)
-        verbose = copy_collection(root / "collection"), "basic", 1, 1, 1, 1, "-v"
-        made = {"verbose": Launch(*verbose, data_dir=data_dir, ENGINE="simulation")}
+    made = {"verbose": Launch(copy_collection(root / "collection"), "basic", 1, 1, 1, 1, "-v", data_dir=data_dir)}
     made["cold"] = Launch(copy_example("basic", root / "cold"), 1, 1, 1, 1, data_dir=data_dir, WARM="0")
     together(*made.values())
     made["verbose"].found = (root / "collection" / "basic" / "runs" / "latest").resolve()
@@ -201,7 +204,7 @@ def test_without_a_warm_python_it_is_stock_flower(alone: dict[str, Launch]) -> N
     assert run.nothing_left()
 
 
-def test_verbose_prints_all_that_the_server_says_and_no_home_is_needed(alone: dict[str, Launch]) -> None:
+def test_verbose_prints_all_that_the_server_says(alone: dict[str, Launch]) -> None:
     run = alone["verbose"]
     assert run.process.returncode == 0, run.stdout + run.stderr
     said = run.log("run").splitlines()
@@ -215,7 +218,7 @@ def test_the_collection_makes_a_page_on_a_run(alone: dict[str, Launch]) -> None:
     found = Page((run.run_dir / "report.html").read_text())
     assert_self_contained(found)
     assert "It completed 1 rounds with 1 clients" in found.text
-    assert "ENGINE=simulation DATASET=synthetic ./run.sh 1 1 1 1" in found.text
+    assert "DATASET=synthetic ./run.sh 1 1 1 1" in found.text
     assert "device of the clients cpu" in found.text
 
 

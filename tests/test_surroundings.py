@@ -269,7 +269,7 @@ def test_a_folder_that_can_t_be_written_any_more_keeps_the_status_of_a_signal(ba
             "    __import__('time').sleep(60)\n    net = load_model(message)\n    config",
         ),
     )
-    with Launch(basic, *ONE_ROUND, data_dir=data_dir, through=UNPRIVILEGED, ENGINE="simulation") as run:
+    with Launch(basic, *ONE_ROUND, data_dir=data_dir, through=UNPRIVILEGED) as run:
         run.wait_until(lambda: "configure_train: Sampled" in run.log("run"))
         for folder in (run.run_dir, run.run_dir / "logs"):
             folder.chmod(0o555)
