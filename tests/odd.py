@@ -1,5 +1,6 @@
 """Two mods that let each client misbehave in a way of its own. A test copies this file beside client.py."""
 
+import sys
 from typing import NoReturn
 
 import numpy as np
@@ -20,6 +21,7 @@ BROKEN = {
     "no examples": lambda reply: reply.content["metrics"].update({"num-examples": 0}),
     "a million examples": lambda reply: reply.content["metrics"].update({"num-examples": 1_000_000}),
     "raises": lambda reply: put(reply, 1 / 0),
+    "exits": lambda reply: sys.exit("no data here"),
     "raises in lines": lambda reply: fail("\x1b[31ma bad\n  client\x1b[0m"),
     "no message": lambda reply: reply.content,
     "another kind": lambda reply: another_kind(put(reply, np.full(10, NAN, np.float32))),

@@ -24,6 +24,7 @@ REASONS = {
     "no examples": "num-examples must be a positive number, not 0",
     "a million examples": "num-examples is 1000000, and the whole data set has 600",
     "raises": "ZeroDivisionError: division by zero",
+    "exits": "SystemExit: no data here",
     "raises in lines": "ValueError: a bad client",
     "no message": "TypeError: a function in client.py returned RecordDict in place of a Message",
     "another kind": "fc3.bias holds NaN or infinite numbers",

@@ -25,7 +25,7 @@ def named(message: Message, context: Context, call_next: ClientAppCallable) -> M
         reply = call_next(message, context) if message.content else Message(RecordDict(), reply_to=message)
         if not isinstance(reply, Message):
             raise TypeError(f"a function in client.py returned {type(reply).__name__} in place of a Message")
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         traceback.print_exc()  # into this client's log; an error that is raised reaches the server as a whole traceback
         reason = one_line(f"{type(error).__name__}: {error}")
         error = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"partition {partition_id}: {reason}")
