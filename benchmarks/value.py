@@ -78,16 +78,15 @@ def on_this_machine(
     return accuracies(net, [held_out for _, held_out in data])
 
 
-def federated(setting: dict[str, Any], clients: int, passes: int, *more: str) -> tuple[dict[str, Any], Path]:
-    """The history and the folder of a run by ./run.sh, with a constant learning rate."""
+def federated(setting: dict[str, Any], clients: int, passes: int, *more: str) -> dict[str, Any]:
+    """The history of a run by ./run.sh, with a constant learning rate."""
     config = {
         **{"partitioner" if key == "name" else key: value for key, value in setting.items()},
         **{"learning-rate": LEARNING_RATE, "warmup-rounds": 0, "decay-rounds": 1_000_000, "local-epochs": 1},
         **{"evaluate-steps": 1_000_000, "batch-size": BATCH_SIZE, "seed": SEED},
     }
     pairs = (f"{key}={value}" for key, value in config.items())
-    history = run_example("advanced_example", clients, clients, clients, passes, *pairs, *more)
-    return history, (ROOT / "advanced_example" / "runs" / "latest").resolve()
+    return run_example("advanced_example", clients, clients, clients, passes, *pairs, *more)
 
 
 def own_layers(folder: Path, client: int) -> State:
@@ -98,10 +97,9 @@ def own_layers(folder: Path, client: int) -> State:
 
 def measure(setting: dict[str, Any], clients: int, passes: int) -> tuple[dict[str, Accuracies], dict[str, Any]]:
     """Accuracies by way, and the federated run's history."""
-    history, folder = federated(setting, clients, passes)
-    whole = torch.load(folder / "model.pt", weights_only=True)
-    _, folder = federated(setting, clients, passes, f"personal-layers={HEAD}")
-    body = torch.load(folder / "model.pt", weights_only=True)
+    history = federated(setting, clients, passes)
+    folder = federated(setting, clients, passes, f"personal-layers={HEAD}")["folder"]
+    whole, body = (torch.load(one / "model.pt", weights_only=True) for one in (history["folder"], folder))
     sizes = [len(held_out.dataset) for _, held_out in load(setting, clients)]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
 

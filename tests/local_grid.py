@@ -1,13 +1,14 @@
 """Runs server.py and client.py of advanced_example in this process: Flower's objects, and no engine between them."""
 
-import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
 from paths import advanced
 
 from rounds import history
@@ -78,11 +79,9 @@ def play(folder: Path, clients: int, run_config: dict[str, Any], watch: Watch = 
         begin(folder, clients)
     grid = LocalGrid(clients, run_config, watch)
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=run_config)
-    before, os.environ[history.RUN_FOLDER] = os.environ.get(history.RUN_FOLDER), str(folder)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(history.RUN_FOLDER, str(folder))
+        for name in ("task_id", "run_id", "node_id"):  # without these, Flower makes no messages
+            patch.setattr(TaskIdentity, f"_{name}", 1)
         advanced("server").app(grid, context)
-    finally:
-        del os.environ[history.RUN_FOLDER]
-        if before:
-            os.environ[history.RUN_FOLDER] = before
     return grid

@@ -72,7 +72,8 @@ def played(common: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_run_that_fails_is_said_to(played) -> None:
-    assert played(RECORD.replace("STATUS", "completed")) == {"status": "completed", "rounds": []}
+    record = played(RECORD.replace("STATUS", "completed"))
+    assert (record["status"], record["rounds"], record["folder"].parent.name) == ("completed", [], "runs")
     failing = f"{RECORD.replace('STATUS', 'failed')}\necho no memory\nexit 1"
     assert played(failing, may_fail=True)["status"] == "failed"
     refused = played("echo first\necho 'error: too many clients' >&2\nexit 2", may_fail=True)

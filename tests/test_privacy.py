@@ -14,7 +14,7 @@ from flwr.serverapp.exception import PrivacyBudgetExhausted
 from local_grid import play
 from paths import ADVANCED
 from runs import Launch, copy_example, finished
-from test_replies import reply
+from test_replies import reply, request
 
 import launch
 import refusals
@@ -33,7 +33,7 @@ CONFIG = tomllib.loads((ADVANCED / "pyproject.toml").read_text())["tool"]["flwr"
 DELTA = 1e-5
 PRIVATE = {
     **CONFIG,
-    **{"dp-noise": 2.0, "dp-clip": 1.0, "min-clients": 4, "sampled-clients": 4, "num-server-rounds": 3},
+    **{"dp-noise": 2.0, "dp-clip": 0.01, "min-clients": 4, "sampled-clients": 4, "num-server-rounds": 3},
     **{"partitioner": "iid", "device": "cpu"},
 }
 
@@ -92,7 +92,7 @@ def test_an_accountant_refuses_the_round_that_would_overspend() -> None:
     """As where a round was counted and then broken off, which nobody could know beforehand."""
     config = with_noise({**PRIVATE, "dp-noise": 0.0, "dp-target-epsilon": 8.0})
     strategy = private_part(Scheduled(make_strategy(config, aggregate_metrics), config))
-    event = [message() for _ in range(4)]
+    event = [request() for _ in range(4)]
     strategy.strategy.configure_train = lambda *_: event
     for server_round in (1, 2, 3):
         assert strategy.configure_train(server_round, zero(), None, None) == event
@@ -144,10 +144,6 @@ def zero() -> ArrayRecord:
     return ArrayRecord([np.zeros(1, np.float32)])
 
 
-def message() -> Message:
-    return Message(RecordDict({"arrays": zero()}), 1, MessageType.TRAIN)
-
-
 def trained(weights: list[float], examples: int = 10) -> list[Message]:
     """Replies of one weight each; the later a client, the more examples it claims."""
     return [
@@ -169,7 +165,7 @@ def private(sampled: int = 4, **changes) -> Private:
 def aggregated(weights: list[float], **changes) -> float | None:
     """The mean that comes out, where the global weight was 0 and all were asked."""
     strategy = private(changes.pop("sampled", len(weights)), **changes)
-    strategy.strategy.configure_train = lambda *_: [message() for _ in range(strategy.num_sampled_clients)]
+    strategy.strategy.configure_train = lambda *_: [request() for _ in range(strategy.num_sampled_clients)]
     strategy.configure_train(1, zero(), None, None)
     arrays, _ = strategy.aggregate_train(1, trained(weights))
     assert strategy.spent()["rounds"] == (arrays is not None)
@@ -222,7 +218,7 @@ def test_a_round_with_a_reply_missing_changes_nothing_and_spends_nothing() -> No
 @counted
 def test_a_checkpoint_keeps_the_count() -> None:
     strategy, other = private(), private()
-    strategy.strategy.configure_train = lambda *_: [message() for _ in range(4)]
+    strategy.strategy.configure_train = lambda *_: [request() for _ in range(4)]
     strategy.configure_train(1, zero(), None, None)
     strategy.aggregate_train(1, trained([1.0] * 4))
     set_state(Scheduled(other, CONFIG), get_state(Scheduled(strategy, CONFIG)))
@@ -267,7 +263,7 @@ def test_a_round_whose_model_has_left_counts_even_if_it_is_run_again(
 def run(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Launch:
     """With personal layers, too, so that one run of the engine shows both."""
     folder = copy_example("advanced_example", tmp_path_factory.mktemp("private") / "advanced_example")
-    words = ("dp-noise=2.0", "dp-clip=1.0", "personal-layers=fc3")
+    words = ("dp-noise=2.0", "dp-clip=0.01", "personal-layers=fc3")
     run = finished(folder, 4, 4, 4, 3, *words, data_dir=data_dir, ENGINE="simulation")
     assert run.process.returncode == 0, run.stdout + run.stderr
     return run
