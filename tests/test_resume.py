@@ -239,7 +239,7 @@ def test_kept_keys_are_checked_where_they_are_used(copy: Path, monkeypatch: pyte
 def test_the_command_that_goes_on_is_said(
     status, checkpoint, said, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    run = SimpleNamespace(run_dir=tmp_path, history={"status": status})
+    run = SimpleNamespace(run_dir=tmp_path, history={"status": status, "rounds": []})
     if checkpoint:
         (tmp_path / "checkpoint.pt").touch()
     launch.cleanup(run)
