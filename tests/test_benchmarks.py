@@ -1,6 +1,7 @@
 """The scripts that figures come from: on small data they run to the end, and what they say is true."""
 
 import importlib
+import importlib.util
 import json
 import os
 import shutil
@@ -157,6 +158,37 @@ def test_warm_measures_all_processes(tmp_path: Path, data_dir: Path) -> None:
     assert int(cold[6]) > 4 * 2, page  # the SuperLink and three SuperNodes, each with a superexec
     assert int(warm[6]) > 4 * 2, page
     assert int(simulation[6]) > 6, page  # Ray
+
+
+# --- privacy.py ------------------------------------------------------------------------------------------------------
+
+
+def test_privacy_asks_for_each_epsilon_and_draws_what_came_out(
+    common: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = importlib.util.spec_from_file_location("benchmark_of_privacy", ROOT / "benchmarks/privacy.py")
+    privacy = importlib.util.module_from_spec(spec)  # advanced_example has a module of the same name
+    spec.loader.exec_module(privacy)
+
+    def run_example(name: str, *words: Any) -> dict[str, Any]:
+        counts, given = words[:4], dict(word.split("=") for word in words[4:])
+        assert (name, counts) == ("advanced_example", (6, 6, 6, 2))
+        target = float(given.get("dp-target-epsilon", 0))
+        rounds = [{"server": {"accuracy": value}} for value in (0.1, 0.4 if target == 8 else 0.5, 0.3)]
+        spent = {"privacy": {"epsilon": 7.996}} if target else {}
+        config = {"num-server-rounds": 2, "dp-delta": 1e-5, "dp-noise": target / 4}
+        return {**recorded(9.0), "rounds": rounds, "clients": 6, "accuracy": 0.3, "config": config, **spent}
+
+    monkeypatch.setattr(privacy, "run_example", run_example)
+    words = ["--clients", "6", "--rounds", "2", "--epsilons", "8", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["privacy.py", *words])
+    privacy.main()
+    said = (tmp_path / "privacy.md").read_text()
+    assert "| no noise |  |  | 0.500 | 0.500 | 0.300 |\n| 8 | 2 | 8.00 | 0.400 | 0.400 | 0.300 |\n" in said
+    assert said.startswith(
+        "6 clients, all of them in each of 2 rounds; delta 1e-05, for adding or removing one client;"
+    )
+    assert (tmp_path / "privacy.png").read_bytes().startswith(b"\x89PNG")
 
 
 # --- Others ----------------------------------------------------------------------------------------------------------
