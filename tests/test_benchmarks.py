@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -219,6 +220,17 @@ def test_accuracy_goes_on_with_a_run_that_was_stopped(tmp_path: Path, data_dir: 
         assert "| dirichlet | 0.625 +- 0.004 | 0.682 | " in done.stdout
         assert f"| {last:.3f} |" in done.stdout
         assert list(runs.glob("2*")) == [run]
+
+
+@pytest.mark.slow
+def test_value_has_all_ways_in_all_settings(tmp_path: Path, data_dir: Path) -> None:
+    said = benchmark("value", "--clients", 2, "--passes", 1, "--out", tmp_path, data_dir=data_dir)
+    ways = "in one place | federated | personal head | fine-tuned | alone, mean | alone, worst | alone, best"
+    assert f"| accuracy | {ways} |" in said
+    rows = [line for line in said.splitlines() if re.match(r"\| .*, (test split|own held-out) \|", line)]
+    assert len(rows) == 6
+    assert all(0 <= float(cell) <= 1 for row in rows for cell in row.split(" | ")[1:-1])
+    assert (tmp_path / "value.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
