@@ -17,6 +17,7 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from privacy import private_part, said
 from rounds import history
 from rounds.guarded import EvaluateFn, Guarded
 from state import get_random_state, get_state, pack, set_random_state, set_state, unpack
@@ -32,8 +33,10 @@ class Resumable(Guarded):
         self.arrays: ArrayRecord | None = None  # to go on from
         self.random: dict[str, Any] | None = None
         self.best: dict[str, Any] = {"round": None, "score": float("-inf")}
+        self.private = private_part(strategy)
+        self.saved: dict[str, Any] | None = None  # what checkpoint.pt holds
         if (path := self.folder / FILE).exists():
-            saved = torch.load(path, map_location="cpu", weights_only=True)
+            self.saved = saved = torch.load(path, map_location="cpu", weights_only=True)
             self.rounds_done, self.best, self.arrays = saved["round"], saved["best"], unpack(saved["arrays"])
             self.record.history["rounds"] = saved["rounds"]
             self.random = saved["random"]
@@ -44,6 +47,8 @@ class Resumable(Guarded):
         arrays = self.arrays or initial_arrays
         if self.random:
             set_random_state(self.random)  # last: what server.py has drawn by now was drawn before round 1, too
+        if self.private and not self.saved:
+            self.save(arrays)
         result = super().start(grid, arrays, num_rounds - self.rounds_done, *args, **kwargs)
         result.arrays = result.arrays or arrays  # no new ones where all rounds were done before
         return result
@@ -63,6 +68,18 @@ class Resumable(Guarded):
 
         return close_and_save
 
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Write down what a private round spends before its model leaves: a crash does not take that back."""
+        found = super().aggregate_train(server_round, replies)
+        if self.private:
+            self.record.history["privacy"] = spent = self.private.spent()
+            self.record.entry["note"] = said(spent)
+            self.saved["strategy"] = get_state(self.strategy)
+            write_torch(self.folder / FILE, self.saved)
+        return found
+
     def judge(self, replies: Iterable[Message]) -> list[Message]:
         """Note what the clients were told, too: it differs from round to round."""
         good = super().judge(replies)
@@ -73,15 +90,15 @@ class Resumable(Guarded):
         return good
 
     def save(self, arrays: ArrayRecord) -> None:
-        saved = {
-            "round": self.record.entry["round"],
+        self.saved = {
+            "round": self.record.entry.get("round", 0),
             "arrays": pack(arrays),
             "strategy": get_state(self.strategy),
             "random": get_random_state(),
-            "rounds": self.record.history["rounds"],
+            "rounds": list(self.record.history["rounds"]),
             "best": self.best,
         }
-        write_torch(self.folder / FILE, saved)
+        write_torch(self.folder / FILE, self.saved)
 
 
 def score(entry: dict[str, Any]) -> float:

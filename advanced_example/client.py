@@ -14,6 +14,7 @@ from augmentation import Augmented
 from flaky import flaky
 from models import make_model
 from partitions import partitioner
+from personal import recall, remember, shared
 from poisoning import poisoning
 from rounds.mods import named, seeded
 
@@ -32,7 +33,8 @@ def train(message: Message, context: Context) -> Message:
     # 2. Plain PyTorch.
     trainloader, testloader = load_data(context)
     batches = Augmented(trainloader) if context.run_config["augment"] else trainloader  # NEW vs basic
-    penalty = proximal_term(net, config.get("proximal-mu", 0.0))  # NEW vs basic: sent by FedProx alone
+    # NEW vs basic: FedProx sends a mu, and holds what is shared near the global model
+    penalty = proximal_term(net, config.get("proximal-mu", 0.0), context.run_config["personal-layers"])
     # NEW vs basic: epochs and learning rate differ from round to round, and there may be a penalty
     epochs, rate = config["local-epochs"], config["learning-rate"]
     train_loss = cifar_utils.train(net, batches, epochs, rate, penalty=penalty, device=device)
@@ -42,7 +44,8 @@ def train(message: Message, context: Context) -> Message:
     # 3. The reply. The server averages weights and loss, each client counting by num-examples.
     metrics = MetricRecord({"train_loss": train_loss, "num-examples": len(trainloader.dataset)})
     metrics.update({f"own_{name}": value for name, value in own.items()})  # NEW vs basic
-    reply = RecordDict({"arrays": ArrayRecord(net.state_dict()), "metrics": metrics})
+    weights = remember(net.state_dict(), message, context)  # NEW vs basic: personal layers stay here; the rest is sent
+    reply = RecordDict({"arrays": ArrayRecord(weights), "metrics": metrics})
     return Message(reply, reply_to=message)
 
 
@@ -60,9 +63,10 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def load_model(message: Message, context: Context) -> nn.Module:
-    """Return the global model, as the server sent it. A client keeps nothing from one round to the next."""
+    """Return the global model, as the server sent it, with this client's personal layers, where there are any."""
     net = make_model(context.run_config["model"])  # NEW vs basic: by name, from models.py
-    net.load_state_dict(message.content["arrays"].to_torch_state_dict())
+    own = recall(message, context)  # NEW vs basic: what this client has kept from one round to the next
+    net.load_state_dict({**message.content["arrays"].to_torch_state_dict(), **own})
     return net
 
 
@@ -86,14 +90,18 @@ def shortened(loader: DataLoader, num_examples: int, shuffle: bool = False) -> D
     return DataLoader(subset, loader.batch_size, shuffle=shuffle, collate_fn=loader.collate_fn)
 
 
-def proximal_term(net: nn.Module, mu: float):
+def proximal_term(net: nn.Module, mu: float, personal_layers: str = ""):
     """NEW vs basic: return FedProx's mu / 2 * ||w - w_global||^2 as a function (Li et al., 2020, eq. 2), or None."""
     if mu == 0:
         return None
-    start = [weights.detach().clone() for weights in net.parameters()]
+
+    def parts():
+        return shared(dict(net.named_parameters()), personal_layers).values()
+
+    start = [weights.detach().clone() for weights in parts()]
 
     def term() -> Tensor:
-        pairs = zip(net.parameters(), start, strict=True)
+        pairs = zip(parts(), start, strict=True)
         return mu / 2 * torch.stack([(weights - old.to(weights.device)).square().sum() for weights, old in pairs]).sum()
 
     return term

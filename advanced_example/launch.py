@@ -4,7 +4,6 @@ They refuse what can't work, resume runs, show who holds what, make the keys for
 several machines.
 """
 
-import os
 import secrets
 import sys
 from dataclasses import replace
@@ -17,6 +16,7 @@ from launcher.processes import Failed
 from launcher.project import UsageError
 from launcher.screen import say
 from machines import instructions
+from refusals import check_model, check_personal, check_privacy, check_strategy, check_weights
 from resume import resumed
 from trust import (  # noqa: F401, the launcher finds them here
     connection,
@@ -44,57 +44,19 @@ def check(settings: Settings) -> Settings:
         settings = replace(settings, config={**settings.config, "init-from": str(path)})
     if settings.config["resume"]:
         settings = resumed(settings)
+    check_strategy(settings.config)
+    settings = replace(settings, config=check_privacy(settings.config, settings.clients))
     config = settings.config
-    check_strategy(config)
     for key in ("flaky-client", "poisoning-client"):
         if config[key] >= settings.clients:
             raise UsageError(f"{key}={config[key]}: the clients are 0 to {settings.clients - 1}")
     if "model" in settings.given:
         check_model(config["model"])
     if config["init-from"]:
-        check_weights(config["init-from"], config["model"])
+        check_weights(config["init-from"], config["model"], config["personal-layers"])
+    elif config["personal-layers"]:
+        check_personal(config["model"], config["personal-layers"])
     return settings
-
-
-def check_strategy(config: dict[str, Any]) -> None:
-    """Refuse what a strategy can't do."""
-    strategy, sampled, malicious = config["strategy"], config["sampled-clients"], config["malicious-clients"]
-    if strategy == "krum" and sampled < 2 * malicious + 3:  # Blanchard et al., 2017: 2f + 2 < n
-        raise UsageError(
-            f"krum withstands {malicious} malicious clients only among at least {2 * malicious + 3}, and SAMPLED is "
-            f"{sampled}: sample more, or lower malicious-clients"
-        )
-    if config["dp-noise"] > 0 and config["learning-rate"] == 0:
-        raise UsageError("dp-noise needs a learning-rate above 0: Flower divides each update by its norm to clip it")
-    if config["dp-noise"] > 0 and strategy != "fedavg":
-        raise UsageError(f"dp-noise goes with strategy=fedavg alone, not with {strategy}: its noise fits a plain mean")
-
-
-def check_model(name: str) -> None:
-    from models import MODELS  # imports torch: only where it is needed
-
-    if name not in MODELS:
-        raise UsageError(f"model must be one of {', '.join(MODELS)}, not {name!r}")
-
-
-def check_weights(path: str, model: str) -> None:
-    """Refuse an `init-from` that is missing, is no file of weights, or holds another model's, or NaN."""
-    import torch
-
-    from models import make_model
-
-    if not os.path.isfile(path):
-        raise UsageError(f"init-from: there is no file {path}")
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-        net = make_model(model)
-        net.load_state_dict(weights)
-        broken = [name for name, tensor in net.state_dict().items() if not torch.isfinite(tensor).all()]
-    except Exception as error:  # whatever unpickling a stranger's file has to say
-        reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
-        raise UsageError(f"init-from: {path} does not hold the weights of model={model}: {reason}") from error
-    if broken:
-        raise UsageError(f"init-from: {path} holds NaN or infinite numbers in {', '.join(broken)}")
 
 
 def dry_run(run: Planned) -> None:
@@ -131,6 +93,8 @@ def after_superlink(run: Any) -> None:
 
 
 def cleanup(run: Any) -> None:
-    """Say how to go on with a run that was broken off."""
+    """Say what privacy the run has spent, and how to go on with it where it was broken off."""
+    if notes := [entry["note"] for entry in run.history["rounds"] if "note" in entry]:
+        say(notes[-1])
     if run.history["status"] != "completed" and (run.run_dir / CHECKPOINT).exists():
         say(f"To go on after its last whole round: ./run.sh resume={run.run_dir.name}", error=True)

@@ -99,7 +99,7 @@ def take_over(folder: Path) -> int | None:
 
 def reopen(folder: Path) -> None:
     """Clear away what belonged to the processes of a run that goes on; keep their logs under another name."""
-    for leftover in folder.glob(".*-*"):  # of a file that was being written when its writer was killed
+    for leftover in (*folder.glob(".*-*"), *folder.glob("personal/.*-*")):  # a file that a killed writer left half-done
         leftover.unlink()
     shutil.rmtree(folder / "flwr-home", ignore_errors=True)
     (folder / "clients.json").unlink(missing_ok=True)

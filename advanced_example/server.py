@@ -1,8 +1,9 @@
 """The server of `basic`, and what a real one adds; each addition is marked NEW.
 
 It starts from a seed or a file, picks the strategy and the model by name, sends each round a config of its own,
-evaluates what it has just averaged, keeps the best model, and can be resumed after a crash. Its settings
-(`[tool.flwr.app.config]` in pyproject.toml) are in `context.run_config`.
+evaluates what it has just averaged, keeps the best model, may leave the clients layers of their own or add noise and
+count the privacy that it buys, and can be resumed after a crash. Its settings (`[tool.flwr.app.config]` in
+pyproject.toml) are in `context.run_config`.
 """
 
 import numpy as np
@@ -14,6 +15,7 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 import cifar_utils
 from checkpoint import Resumable
 from models import make_model
+from personal import shared
 from schedules import Scheduled
 from strategies import make_strategy
 
@@ -29,8 +31,10 @@ def main(grid: Grid, context: Context) -> None:
     torch.manual_seed(config["seed"])
     net = make_model(config["model"])  # NEW vs basic: by name, from models.py
     if config["init-from"]:  # NEW vs basic: pre-trained weights (of a file from elsewhere, read nothing but weights)
-        net.load_state_dict(torch.load(config["init-from"], map_location="cpu", weights_only=True))
-    initial_arrays = ArrayRecord(net.state_dict())
+        weights = torch.load(config["init-from"], map_location="cpu", weights_only=True)
+        net.load_state_dict(weights, strict=not config["personal-layers"])
+    weights = shared(net.state_dict(), config["personal-layers"])  # NEW vs basic: personal layers never come here
+    initial_arrays = ArrayRecord(weights)
 
     # 2. How clients are chosen, and how their replies are put together.
     strategy = make_strategy(config, aggregate_metrics)  # NEW vs basic: by name, from strategies.py
@@ -48,6 +52,7 @@ def main(grid: Grid, context: Context) -> None:
     )
 
     # 4. What is left: the trained model, as a plain PyTorch state dict. NEW vs basic: the best one is in best.pt.
+    #    With personal layers, it is what all share; each client's own are where personal.py says.
     torch.save(result.arrays.to_torch_state_dict(), run.folder / "model.pt")
 
 
@@ -55,8 +60,10 @@ def make_evaluate(config):
     """NEW vs basic: return the server's evaluation, on test pictures that no client holds.
 
     YOUR DATA: a loader over your own; where the server has nothing to test on, `return None`, and the clients' figures
-    take its place.
+    take its place. So it is with personal layers: the server has no whole model then.
     """
+    if config["personal-layers"]:
+        return None
     images, labels = cifar_utils.load_split("test")
     rows = slice(100 if config["toy"] else None)
     testloader = cifar_utils.Pictures(np.array(images[rows]), labels[rows]).loader(512)

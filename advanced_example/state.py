@@ -21,7 +21,9 @@ def get_state(strategy: Strategy) -> dict[str, Any]:
     state = {}
     for name, value in vars(strategy).items():
         try:
-            if not callable(value):
+            if hasattr(value, "load_state_dict"):  # it knows how to write itself down, as an accountant of privacy does
+                state[name] = pack(value.state_dict())
+            elif not callable(value):
                 state[name] = get_state(value) if isinstance(value, Strategy) else pack(value)
         except TypeError:
             leave_out(type(strategy).__name__, name, type(value).__name__)
@@ -38,6 +40,8 @@ def set_state(strategy: Strategy, state: dict[str, Any]) -> None:
     for name, value in state.items():
         if isinstance(inner := getattr(strategy, name, None), Strategy):
             set_state(inner, value)
+        elif hasattr(inner, "load_state_dict"):
+            inner.load_state_dict(unpack(value))
         else:
             setattr(strategy, name, unpack(value))
 

@@ -6,11 +6,9 @@ A new one is a line in STRATEGIES, and its name in pyproject.toml, under [tool.l
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import (
-    DifferentialPrivacyServerSideFixedClipping,
     FedAdam,
     FedAvg,
     FedAvgM,
@@ -20,7 +18,7 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
-from rounds.replies import metrics
+from privacy import Private, with_noise
 
 Config = Mapping[str, Any]
 MetricsFunction = Callable[[list[RecordDict], str], MetricRecord]
@@ -51,6 +49,7 @@ def make_strategy(config: Config, aggregate_metrics: MetricsFunction) -> Strateg
 
     `aggregate_metrics` puts the clients' metrics together. What can't work was refused before the start, in launch.py.
     """
+    config = with_noise(config)
     private = config["dp-noise"] > 0
     strategy = STRATEGIES[config["strategy"]](
         config,
@@ -93,41 +92,3 @@ class Wrapper(Strategy):
 
     def summary(self) -> None:
         self.strategy.summary()
-
-
-class Private(Wrapper):
-    """FedAvg in Flower's wrapper for central differential privacy, and around it what that wrapper takes for granted.
-
-    Flower clips each client's update to an L2 norm of `dp-clip` and adds Gaussian noise of standard deviation
-    dp-noise * dp-clip / sampled to the mean (McMahan et al., 2018, arXiv:1710.06963). That noise hides a client only if
-    each has a weight of 1 / sampled: so all weigh the same here, whatever they say of themselves, and a round in which
-    a reply is missing changes nothing. A demonstration, not a guarantee: nobody counts the privacy that the rounds use
-    up, the clients' metrics are not protected, and NumPy's generator was not made for secrets.
-    """
-
-    WEIGHT = "equal-weight"
-
-    def __init__(self, strategy: Strategy, config: Config) -> None:
-        self.sampled = config["sampled-clients"]
-        super().__init__(
-            DifferentialPrivacyServerSideFixedClipping(strategy, config["dp-noise"], config["dp-clip"], self.sampled)
-        )
-        # Flower draws from NumPy's global generator. Noise that anybody can draw again hides nothing.
-        np.random.seed(config["seed"] if config["dp-repeatable"] else None)
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        replies = list(replies)
-        if len(replies) < self.sampled:
-            return None, None
-        return super().aggregate_train(server_round, self.weigh_equally(replies))
-
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        return super().aggregate_evaluate(server_round, self.weigh_equally(replies))
-
-    def weigh_equally(self, replies: Iterable[Message]) -> list[Message]:
-        replies = list(replies)
-        for reply in replies:
-            metrics(reply)[self.WEIGHT] = 1.0
-        return replies

@@ -73,7 +73,7 @@ def run_example(
     limit: float = float("inf"),
     **environment: str,
 ) -> dict[str, Any]:
-    """Run an example's ./run.sh, and return the history that it left; where it fails, show what it said, and end.
+    """Run an example's ./run.sh; return the history that it left, and its folder. Where it fails, show why, and end.
 
     `resume` is the folder of a run to go on with. After `limit` seconds the run is stopped, and counts as failed. A
     `memory` looks at it all the time, which slows it down a little.
@@ -100,7 +100,7 @@ def run_example(
     found = [resume] if resume else [*set(folder.glob(f"runs/2*-{launcher.pid}")) - before]
     if not found:  # the launcher has refused it
         return {"status": "failed", "reason": said.strip().rpartition("\n")[2], "rounds": []}
-    record = history.load(found[0])
+    record = {**history.load(found[0]), "folder": found[0]}
     return {**record, "reason": f"not done within {limit:.0f} s"} if late else record
 
 

@@ -1,8 +1,10 @@
 """The scripts that figures come from: on small data they run to the end, and what they say is true."""
 
 import importlib
+import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -63,7 +65,8 @@ def played(common: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_run_that_fails_is_said_to(played) -> None:
-    assert played(RECORD.replace("STATUS", "completed")) == {"status": "completed", "rounds": []}
+    record = played(RECORD.replace("STATUS", "completed"))
+    assert (record["status"], record["rounds"], record["folder"].parent.name) == ("completed", [], "runs")
     failing = f"{RECORD.replace('STATUS', 'failed')}\necho no memory\nexit 1"
     assert played(failing, may_fail=True)["status"] == "failed"
     refused = played("echo first\necho 'error: too many clients' >&2\nexit 2", may_fail=True)
@@ -149,6 +152,37 @@ def test_warm_measures_all_processes(tmp_path: Path, data_dir: Path) -> None:
     assert int(simulation[6]) > 6, page  # Ray
 
 
+# --- privacy.py ------------------------------------------------------------------------------------------------------
+
+
+def test_privacy_asks_for_each_epsilon_and_draws_what_came_out(
+    common: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = importlib.util.spec_from_file_location("benchmark_of_privacy", ROOT / "benchmarks/privacy.py")
+    privacy = importlib.util.module_from_spec(spec)  # advanced_example has a module of the same name
+    spec.loader.exec_module(privacy)
+
+    def run_example(name: str, *words: Any) -> dict[str, Any]:
+        counts, given = words[:4], dict(word.split("=") for word in words[4:])
+        assert (name, counts) == ("advanced_example", (6, 6, 6, 2))
+        target = float(given.get("dp-target-epsilon", 0))
+        rounds = [{"server": {"accuracy": value}} for value in (0.1, 0.4 if target == 8 else 0.5, 0.3)]
+        spent = {"privacy": {"epsilon": 7.996}} if target else {}
+        config = {"num-server-rounds": 2, "dp-delta": 1e-5, "dp-noise": target / 4}
+        return {**recorded(9.0), "rounds": rounds, "clients": 6, "accuracy": 0.3, "config": config, **spent}
+
+    monkeypatch.setattr(privacy, "run_example", run_example)
+    words = ["--clients", "6", "--rounds", "2", "--epsilons", "8", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["privacy.py", *words])
+    privacy.main()
+    said = (tmp_path / "privacy.md").read_text()
+    assert "| no noise |  |  | 0.500 | 0.500 | 0.300 |\n| 8 | 2 | 8.00 | 0.400 | 0.400 | 0.300 |\n" in said
+    assert said.startswith(
+        "6 clients, all of them in each of 2 rounds; delta 1e-05, for adding or removing one client;"
+    )
+    assert (tmp_path / "privacy.png").read_bytes().startswith(b"\x89PNG")
+
+
 # --- Others ----------------------------------------------------------------------------------------------------------
 
 
@@ -177,6 +211,17 @@ def test_accuracy_goes_on_with_a_run_that_was_stopped(tmp_path: Path, data_dir: 
         assert "| dirichlet | 0.625 +- 0.004 | 0.682 | " in done.stdout
         assert f"| {last:.3f} |" in done.stdout
         assert list(runs.glob("2*")) == [run]
+
+
+@pytest.mark.slow
+def test_value_has_all_ways_in_all_settings(tmp_path: Path, data_dir: Path) -> None:
+    said = benchmark("value", "--clients", 2, "--passes", 1, "--out", tmp_path, data_dir=data_dir)
+    ways = "in one place | federated | personal head | fine-tuned | alone, mean | alone, worst | alone, best"
+    assert f"| accuracy | {ways} |" in said
+    rows = [line for line in said.splitlines() if re.match(r"\| .*, (test split|own held-out) \|", line)]
+    assert len(rows) == 6
+    assert all(0 <= float(cell) <= 1 for row in rows for cell in row.split(" | ")[1:-1])
+    assert (tmp_path / "value.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow

@@ -148,6 +148,7 @@ TRIED_BY = {
     r"python3 security\.py keys .*|flower-\w+ .*|flwr (supernode register .*|run .*|ls)": "test_machines.py",
     r"pre-commit install": "test_contributing.py",
     r"pip install pre-commit": "test_contributing.py",  # what it would run
+    r"pip install dp-accounting": "test_privacy.py",  # what needs it
     r".* strategy=fedtrimmedavg .*": "test_advanced.py",  # of an exercise
     r"([A-Z0-9_]+=\S+ )*\./run\.sh( .*)?": dry_run,
     r"cp -r (\S+) (\S+) && \S+/run\.sh( .*)?": dry_run,

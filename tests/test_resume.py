@@ -68,7 +68,12 @@ def interrupt(run: Launch) -> None:
 
 
 def killed_in_round_3(
-    folder: Path, data_dir: Path, kill: Callable[[Launch], None], engine: str = "simulation", rounds: int = 4
+    folder: Path,
+    data_dir: Path,
+    kill: Callable[[Launch], None],
+    engine: str = "simulation",
+    rounds: int = 4,
+    more: tuple[str, ...] = (),
 ) -> Launch:
     """Start a run, and kill something in the middle of round 3, where the clients of this copy wait for that."""
     hold, reached = folder / "hold", folder / "reached"
@@ -82,7 +87,7 @@ def killed_in_round_3(
 """
     client.write_text(text.replace(line, wait + line))
     hold.touch()
-    with Launch(folder, *ARGUMENTS[:3], rounds, *ARGUMENTS[4:], data_dir=data_dir, ENGINE=engine) as run:
+    with Launch(folder, *ARGUMENTS[:3], rounds, *ARGUMENTS[4:], *more, data_dir=data_dir, ENGINE=engine) as run:
         run.wait_until(reached.exists, timeout=150)
         kill(run)
         run.wait()  # in the deployment engine, Flower takes a minute to see that the server's process is gone
@@ -234,7 +239,7 @@ def test_kept_keys_are_checked_where_they_are_used(copy: Path, monkeypatch: pyte
 def test_the_command_that_goes_on_is_said(
     status, checkpoint, said, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    run = SimpleNamespace(run_dir=tmp_path, history={"status": status})
+    run = SimpleNamespace(run_dir=tmp_path, history={"status": status, "rounds": []})
     if checkpoint:
         (tmp_path / "checkpoint.pt").touch()
     launch.cleanup(run)

@@ -20,7 +20,7 @@ from launcher.arguments import parse
 from launcher.project import UsageError
 from schedules import Scheduled, evaluate_config, train_config
 from state import get_state, set_state
-from strategies import STRATEGIES, Private, make_strategy
+from strategies import STRATEGIES, make_strategy
 
 PROJECT = tomllib.loads((ADVANCED / "pyproject.toml").read_text())
 CONFIG = PROJECT["tool"]["flwr"]["app"]["config"]
@@ -56,8 +56,6 @@ def trained(weights: list[float], examples: list[int]) -> list[Message]:
 def aggregated(weights: list[float] = WEIGHTS, examples: list[int] = EXAMPLES, **changes) -> float | None:
     """What a strategy makes of these clients' weights, where the global weight was 0."""
     strategy = make_strategy({**CONFIG, "sampled-clients": len(weights), **changes}, aggregate_metrics)
-    if isinstance(strategy, Private):
-        strategy.strategy.current_arrays = ArrayRecord([np.zeros(1, np.float32)])  # as configure_train notes it
     arrays, _ = strategy.aggregate_train(1, trained(weights, examples))
     return None if arrays is None else float(next(iter(arrays.values())).numpy()[0])
 
@@ -100,8 +98,6 @@ def test_the_arguments_reach_the_strategies() -> None:
     [
         ((4, 4, 4, 1, "strategy=krum"), "among at least 5, and SAMPLED is 4"),
         ((9, 9, 6, 1, "strategy=krum", "malicious-clients=2"), "among at least 7, and SAMPLED is 6"),
-        ((5, "dp-noise=1", "strategy=fedadam"), "dp-noise goes with strategy=fedavg alone"),
-        ((5, "dp-noise=1", "learning-rate=0"), "a learning-rate above 0"),
         ((5, "strategy=fedsgd"), "strategy must be one of fedavg, fedavgm"),
         ((5, "flaky-client=5"), "the clients are 0 to 4"),
     ],
@@ -117,27 +113,6 @@ def test_it_is_refused_before_anything_starts(data_dir: Path, tmp_path: Path) ->
     assert (run.process.returncode, run.stdout, len(run.stderr.splitlines())) == (2, "", 1)
     assert run.stderr.startswith("error: krum withstands 1 malicious clients only among at least 5")
     assert not (folder / "runs").exists()
-
-
-# --- Differential privacy --------------------------------------------------------------------------------------------
-
-
-def test_updates_are_clipped_and_weigh_the_same() -> None:
-    """Noise of next to nothing leaves the plain mean of what was clipped to a norm of 2."""
-    private = {"dp-noise": 1e-9, "dp-clip": 2.0}
-    assert aggregated(**private) == pytest.approx(np.mean([1.0, 2.0, 2.0, 2.0, 2.0]), abs=1e-6)
-
-
-def test_the_noise_is_as_large_as_it_says() -> None:
-    """Of standard deviation dp-noise * dp-clip / sampled, and drawn anew unless repeatability is asked for."""
-    values = [aggregated([1e-6] * 4, [1] * 4, **{"dp-noise": 2.0, "dp-clip": 3.0}) for _ in range(400)]
-    assert np.std(values) == pytest.approx(2.0 * 3.0 / 4, rel=0.15)
-    repeatable = {"dp-noise": 2.0, "dp-clip": 3.0, "dp-repeatable": True}
-    assert len({aggregated([1e-6] * 4, [1] * 4, **repeatable) for _ in range(3)}) == 1
-
-
-def test_a_round_with_a_reply_missing_changes_nothing() -> None:
-    assert aggregated([1.0, 2.0], [1, 1], **{"dp-noise": 1.0, "sampled-clients": 3}) is None
 
 
 # --- Schedules -------------------------------------------------------------------------------------------------------

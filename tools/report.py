@@ -104,6 +104,8 @@ def facts(history: History) -> list[tuple[str, Any]]:
     for group in ("privacy", "ray", "versions"):
         named = "version of" if group == "versions" else f"{group}:"
         known |= {f"{named} {key}": value for key, value in history.get(group, {}).items()}
+    if "privacy: epsilon" in known and known["privacy: epsilon"] is None:  # JSON has no word for it
+        known["privacy: epsilon"] = "infinite"
     return [(name, value) for name, value in known.items() if value is not None]
 
 

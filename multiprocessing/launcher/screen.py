@@ -103,6 +103,8 @@ class Printer:
             say(HEADER)
         for count in range(printed + 1, len(self.rounds) + 1):
             say(row(self.rounds[:count], self.num_rounds))
+            if note := self.rounds[count - 1].get("note"):  # what an example has to say of a round
+                say(f"       {note}")
             for _, phase in phases(self.rounds[count - 1]):
                 for failure in phase["failures"]:
                     if failure["reason"] not in self.reasons:
