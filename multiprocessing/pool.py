@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 from flwr.server.superlink.fleet.vce.backend import raybackend
-from flwr.simulation.ray_transport.ray_actor import BasicActorPool, pool_size_from_resources
+from flwr.simulation.ray_transport.ray_actor import BasicActorPool
 from ray.exceptions import RayActorError
 
 from cluster import RUNTIME_ENV
@@ -33,9 +33,9 @@ class LastingPool(BasicActorPool):
         raise RuntimeError("no actor of the cluster is left")
 
     def add_actor_back_to_pool(self, future: Any) -> None:
-        """Take an actor back that has answered; one that has not is asked if it lives.
+        """Take an actor back that has answered. One that has not is asked if it lives, which Ray knows after seconds.
 
-        Where it was the actor alone that died, and not its node, another takes its place.
+        Raises RuntimeError, which becomes the reason why the client failed, where it is dead.
         """
         actor = self._future_to_actor.pop(future)
         try:
@@ -44,8 +44,7 @@ class LastingPool(BasicActorPool):
             self.pool.append(actor)
         except RayActorError:
             self.num_actors -= 1
-            if pool_size_from_resources(self.client_resources) > self.num_actors:
-                self.add_actors_to_pool(1)
+            raise RuntimeError("what played this client has died: a process on a node, or the node itself") from None
 
 
 def join(runtime_env: dict[str, Any]) -> dict[str, Any]:

@@ -15,13 +15,11 @@ from typing import Any
 
 import pytest
 from edits import edit
-from plans import FOLDER, capacity, launch, machine, project_folder, settings, write_run  # noqa: F401
+from paths import ROOT
 from runs import Launch, copy_example, environment, finished
 from test_commands import ask
 
-import cluster
-from launcher.project import UsageError
-
+NODES = ROOT / "multiprocessing" / "nodes.py"
 HEAD, WORKER = "192.0.2.1", "192.0.2.2"  # of a network that is for examples (RFC 5737)
 PORT = 6379
 PATIENCE = 180.0  # seconds
@@ -30,12 +28,6 @@ WORDS = (6, 6, 4, 3, "local-epochs=1")
 
 
 # --- Without a cluster -----------------------------------------------------------------------------------------------
-
-
-def made(*cores: int, gpus: int = 0, memory: float = 8000) -> cluster.Cluster:
-    return cluster.Cluster(
-        "192.0.2.1:6379", tuple(cluster.Node(f"192.0.2.{i}", n, gpus, memory) for i, n in enumerate(cores, 1))
-    )
 
 
 @pytest.mark.parametrize(
@@ -56,42 +48,6 @@ def test_the_address_is_for_simulations_of_this_example_alone() -> None:
     for example, engine in (("multiprocessing", "deployment"), ("basic", "simulation")):
         status, _, error = ask(example, "2", "--dry-run", RAY_ADDRESS="127.0.0.1:9", ENGINE=engine, DATASET="synthetic")
         assert (status, error) == (0, "")
-
-
-def test_the_plan_counts_the_cores_of_the_cluster(folder: Path) -> None:
-    asked = settings(folder, 100, 100, 50, 5)
-    alone, joined = (capacity.make_plan(asked, where) for where in (None, made(8, 24)))
-    assert (alone.at_once, joined.at_once) == (4, 32)
-    assert "on 2 nodes of the Ray cluster at 192.0.2.1:6379 (32 cores, 0 GPUs)" in str(joined)
-    assert capacity.seconds(asked, None, 32, made(8, 24)) < capacity.seconds(asked, None, 4)
-    assert capacity.make_plan(settings(folder, 100, 100, 10, 5), made(8, 24)).at_once == 10
-
-
-def test_a_run_on_a_cluster_tells_how_long_one_without_takes(folder: Path) -> None:
-    write_run(folder, "20260101-000000-1", 100, 100, 8, 5, at_once=8, ray={"cpus": 8})
-    asked = settings(folder, 100, 100, 8, 5)
-    before = capacity.last_run(asked)
-    assert capacity.seconds(asked, before, 8, made(8)) == pytest.approx(40)
-    assert capacity.seconds(asked, before, 4) > 50  # half as many at once
-
-
-def test_a_node_without_the_memory_is_named(folder: Path) -> None:
-    with pytest.raises(UsageError, match=r"^node 192\.0\.2\.2 would have 64 clients at once, .* fewer --num-cpus$"):
-        capacity.make_plan(settings(folder, 100, 100, 4, 5), made(8, 64))
-
-
-def test_ray_gives_the_gpus_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = settings(folder, 100, 100, 50, 5)
-    found = []
-    for slots in ("", "4"):
-        monkeypatch.setenv("GPU_SLOTS", slots)
-        monkeypatch.setattr(launch, "joined", made(16, 16, gpus=2), raising=False)
-        monkeypatch.setattr(launch, "plan", capacity.make_plan(asked, launch.joined), raising=False)
-        found.append((launch.plan.at_once, launch.federation(None)["client-resources-num-gpus"]))
-    assert found == [(4, 1), (16, 0.25)]
-    assert launch.federation(None)["init-args-num-cpus"] is None  # which Ray refuses where it joins a cluster
-    with pytest.raises(UsageError, match="have no GPU"):
-        capacity.make_plan(settings(folder, "device=cuda"), made(4))
 
 
 # --- With one --------------------------------------------------------------------------------------------------------
@@ -197,7 +153,15 @@ class Machines:
 
     def nodes(self) -> list[str]:
         """Ask the head for the addresses of the living nodes."""
-        words = ["ip", "netns", "exec", self.hosts["head"], sys.executable, str(FOLDER / "nodes.py"), "describe"]
+        words = [
+            "ip",
+            "netns",
+            "exec",
+            self.hosts["head"],
+            sys.executable,
+            str(ROOT / "multiprocessing" / "nodes.py"),
+            "describe",
+        ]
         variables = {**os.environ, "RAY_ADDRESS": f"{HEAD}:{PORT}"}
         done = subprocess.run(words, capture_output=True, text=True, env=variables)
         return [node["address"] for node in json.loads(done.stdout.splitlines()[-1])] if done.returncode == 0 else []
@@ -322,7 +286,7 @@ def test_a_node_dies_in_a_round(machines: Machines, folder_of_run: Path) -> None
     (failure,) = first["failures"]
     assert first["clients"] == 3
     assert failure["partition-id"] in range(6)
-    assert "died" in failure["reason"]
+    assert "what played this client has died" in failure["reason"]
     assert [(entry["clients"], entry["failures"]) for entry in others] == [(4, []), (4, [])]
     assert [entry["nodes"] for entry in launched.history["rounds"][1:]] == [{HEAD: 3}, {HEAD: 4}, {HEAD: 4}]
 
