@@ -39,7 +39,8 @@ FAREWELL = 3.0  # seconds for the nodes to clean up
 
 def set_up() -> None:
     """Ray calls this in each process that it starts for the run on a node, before anything else."""
-    os.environ[NODE] = ray.util.get_node_ip_address()
+    here = ray.get_runtime_context().get_node_id()
+    os.environ[NODE] = next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == here)
     if folder := os.environ.get(USUAL_DATA_DIR):
         os.environ.setdefault("DATA_DIR", folder)
 
