@@ -74,7 +74,7 @@ def variables_of(pid: int) -> dict[str, str]:
 
 
 class Machines:
-    """A head and a worker of one core each. Only the worker's data and what all machines share, /dev/shm, are there."""
+    """A head and a worker of one core each. They share all files but those in /tmp, where the code and the data are."""
 
     def __init__(self, root: Path, data_dir: Path) -> None:
         self.data_dir = data_dir
@@ -103,6 +103,10 @@ class Machines:
 
     def pids(self, name: str) -> list[int]:
         return [int(pid) for pid in ip("netns", "pids", self.hosts[name]).split()]
+
+    def disk(self, name: str) -> Path:
+        """Return the files of a machine, with its own /tmp."""
+        return Path("/proc", str(self.pids(name)[0]), "root")
 
     def end(self, name: str, word: str = "") -> None:
         """End all that runs on a machine at once, as where its power goes; or what has a word in its command line."""
@@ -180,7 +184,7 @@ class Machines:
         """Whether anything of a run is there, a process, or a folder of its fork servers."""
         folders = [*Path("/tmp").glob("fl-*-node")]
         with contextlib.suppress(OSError, LookupError):
-            folders += Path(f"/proc/{self.pids('worker')[0]}/root/tmp").glob("fl-*")
+            folders += (self.disk("worker") / "tmp").glob("fl-*")
         return bool(folders or any(self.of_run(run, name) for name in self.hosts))
 
 
@@ -300,5 +304,5 @@ def test_a_node_makes_its_data_ready_and_other_data_is_refused(machines: Machine
     assert done.process.returncode == 1
     said = "the data there is drawn shapes, seeds 1 and 2, and here made by the tests"
     assert done.stderr.splitlines()[0] == f"error: node {WORKER}: {said}"
-    data = Path(f"/proc/{machines.pids('worker')[0]}/root/tmp/data/synthetic/meta.json")
+    data = machines.disk("worker") / "tmp" / "data" / "synthetic" / "meta.json"
     assert json.loads(data.read_text())["name"] == "synthetic"

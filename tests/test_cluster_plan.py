@@ -1,5 +1,6 @@
 """The plan of a run on a Ray cluster, of which nothing but its description is there."""
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from plans import capacity, launch, machine, project_folder, settings, write_run
 
 from cluster import Cluster, Node
 from launcher.project import UsageError
+from pool import LastingPool, raybackend
 
 
 def made(*cores: int, gpus: int = 0, memory: float = 8000) -> Cluster:
@@ -47,3 +49,10 @@ def test_ray_gives_the_gpus_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     assert launch.federation(None)["init-args-num-cpus"] is None  # which Ray refuses where it joins a cluster
     with pytest.raises(UsageError, match="have no GPU"):
         capacity.make_plan(settings(folder, "device=cuda"), made(4))
+
+
+def test_flower_still_makes_its_pool_as_the_one_that_takes_its_place() -> None:
+    assert "self.pool = BasicActorPool(" in inspect.getsource(raybackend.RayBackend.build)
+    assert issubclass(LastingPool, raybackend.BasicActorPool)
+    for name in ("submit", "add_actor_back_to_pool", "fetch_result_and_return_actor_to_pool"):
+        assert f"self.pool.{name}(" in inspect.getsource(raybackend.RayBackend.process_message)
