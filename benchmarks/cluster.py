@@ -89,7 +89,7 @@ def node(log: Path, *options: str) -> Iterator[None]:
     environment = {key: value for key, value in os.environ.items() if key != "DATA_DIR"}
     with log.open("w") as file:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options, *NODE]
-        ray = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+        ray = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
     try:
         while "block forever" not in log.read_text():
             if ray.poll() is not None:
@@ -141,7 +141,8 @@ def main() -> None:
             print(f"{label}: {costs[label]:.4f} CPU s a client", file=sys.stderr, flush=True)
     rows = [[f"{count}", f"{one:.2f}", f"{taken[0] / one:.2f}"] for count, one in enumerate(taken, 1)]
     what = f"{CLIENTS} clients with {given.pictures} pictures each, of which they train on nine in ten"
-    text = f"ResNet-18, {what}, {given.rounds} rounds; {set_up(run)}\n\n{table(['nodes of one core', 'a round, s', 'gain'], rows)}\n\n"
+    text = f"ResNet-18, {what}, {given.rounds} rounds; {set_up(run)}\n\n"
+    text += table(["nodes of one core", "a round, s", "gain"], rows) + "\n\n"
     each = taken[0] / CLIENTS
     rows = [[label, f"{cost:.4f}", f"{each / cost:.0f}"] for label, cost in costs.items()]
     text += table(["parameters", "server's CPU seconds a client", "cores that keep it busy"], rows) + "\n\n"

@@ -24,7 +24,7 @@ TOO_OLD = "remove .venv and name a PyTorch build that has code for this GPU, suc
 
 # What of a run's environment the clients on the other nodes of a cluster need, too. Their DATA_DIR is their own.
 FOR_NODES = ("DATASET", FORK_SERVER, history.RUN_FOLDER, "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-FOR_NODES += ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "PYTHONIOENCODING", "PYTHONUNBUFFERED")
+FOR_NODES += ("CIFAR10_URL", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "PYTHONIOENCODING", "PYTHONUNBUFFERED")
 
 plan: capacity.Plan
 joined: cluster.Cluster | None  # that which RAY_ADDRESS names

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ class Machines:
             files = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
             subprocess.Popen(through, env={**clean, **variables}, cwd="/", start_new_session=True, **files)
 
-    def start_head(self, port: int = PORT, version: str = "") -> None:
+    def start_head(self, port: int = PORT, claimed: str = "") -> None:
         program = (
             "import ray, sys; ray.__version__ = sys.argv.pop(1) or ray.__version__; import ray.scripts.scripts as ray;"
         )
@@ -143,7 +144,7 @@ class Machines:
             f"--temp-dir={self.temporary}/{port}",
             "--include-dashboard=false",
         ]
-        self.start("head", sys.executable, "-c", program, version, "start", *options, *EACH)
+        self.start("head", sys.executable, "-c", program, claimed, "start", *options, *EACH)
 
     def start_worker(self, data_dir: Path | None) -> None:
         """Start the worker with a copy of `data_dir`, or without data."""
@@ -259,11 +260,12 @@ def test_a_run_that_is_ended_leaves_nothing_on_any_node(
 
 @pytest.mark.slow
 def test_another_version_is_refused(machines: Machines, folder_of_run: Path) -> None:
-    machines.start_head(PORT + 1, version="2.0.0")
+    machines.start_head(PORT + 1, claimed="2.0.0")
     done = until(lambda: answered(machines, folder_of_run))
     machines.end("head", f"{machines.temporary}/{PORT + 1}")
     assert done.process.returncode == 2
-    assert "2.0.0" in done.stderr
+    assert "Version mismatch: The cluster was started with: Ray: 2.0.0 Python: " in done.stderr
+    assert f"was started with: Ray: {version('ray')} Python: " in done.stderr
     assert not done.run_folders()
 
 
