@@ -87,11 +87,11 @@ def ready_file(run: Any) -> Path:
 
 
 def wait_for_nodes(run: Any) -> None:
-    """Raises Failed, with the node and the reason, where one can't be used."""
-    while not ready_file(run).exists():
-        if (status := run.processes.status("nodes")) is not None:
-            raise Failed(f"what makes the nodes of the cluster ready ended with status {status}", "nodes")
+    """Wait until all nodes are ready. Raises Failed, with the node and the reason, where one can't be used."""
+    while (status := run.processes.status("nodes")) is None and not ready_file(run).exists():
         time.sleep(0.1)
+    if not ready_file(run).exists():
+        raise Failed(f"what makes the nodes of the cluster ready ended with status {status}", "nodes")
     if error := json.loads(ready_file(run).read_text()).get("error"):
         raise Failed(error)
 

@@ -29,11 +29,7 @@ from cluster import HOOK, NODE, RUNTIME_ENV, USUAL_DATA_DIR
 from isolation import FORK_SERVER, run_isolated
 from rounds import history
 
-SAME = (
-    "flwr",
-    "torch",
-    "numpy",
-)  # packages that must be of the same version everywhere; Ray checks itself and Python
+SAME = ("flwr", "torch", "numpy")  # packages of the same version everywhere; Ray checks itself and Python
 FAREWELL = 3.0  # seconds for the nodes to clean up
 
 
@@ -60,7 +56,7 @@ class Host:
     """What the run has on a node beside the clients."""
 
     def make_ready(self, dataset: str, device: str, fork: bool) -> dict[str, str]:
-        """Do what is said at the top. Raises what goes wrong, with what to do."""
+        """Make the data ready, start the fork server, and try it; return what `described` does."""
         self.folder, self.server = None, None
         found = described(dataset)
         if fork:
@@ -137,7 +133,8 @@ def serve(dataset: str, device: str, fork: str, file: str) -> None:
         history.write_whole(Path(file), b"{}")
         signal.pause()
     finally:
-        ray.wait([host.close.remote() for host in hosts.values()], num_returns=len(hosts), timeout=FAREWELL)
+        if hosts:
+            ray.wait([host.close.remote() for host in hosts.values()], num_returns=len(hosts), timeout=FAREWELL)
 
 
 if __name__ == "__main__":
