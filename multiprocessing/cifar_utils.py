@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import cifar_data
 
-MIN_EXAMPLES = 10  # that `partition` gives each client, so that the tenth it keeps for evaluation is at least one
+MIN_EXAMPLES = 10  # for each client, which keeps a tenth of its examples, and so at least one, for evaluation
 
 
 # --- The model -------------------------------------------------------------------------------------------------------

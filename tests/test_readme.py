@@ -81,8 +81,10 @@ def commands(readme: Path) -> Iterator[Command]:
     """All lines of blocks that begin with a program, and all code in the text that does and goes on."""
     found = []
     for first, lines in blocks(readme):
-        for number, (line, following) in enumerate(zip(lines, [*lines[1:], ""], strict=True), first):
+        typed = re.sub(r"\\\n\s*", "", "\n".join(lines)).splitlines()  # a line that ends in \ goes on in the next
+        for line, following in zip(typed, [*typed[1:], ""], strict=True):
             if re.match(rf"(?:\$ )?{PROGRAM}(?= |$)", line):
+                number = first + next(i for i, text in enumerate(lines) if line.startswith(text.removesuffix("\\")))
                 found.append((number, line.removeprefix("$ "), following.startswith("error: ")))
     found += [(number, code, False) for number, code in spans(readme) if re.match(rf"{PROGRAM} .*[\w=.]", code)]
     for number, line, refused in sorted(found):
@@ -164,6 +166,12 @@ def test_the_pages_are_short() -> None:
     lines = {path: len(path.read_text().splitlines()) for path in READMES}
     assert lines[ROOT / "README.md"] <= 120
     assert {path: lines[path] for folder in EXAMPLES if lines[path := folder / "README.md"] > 100} == {}
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_fit_a_terminal_of_80_columns(readme: Path) -> None:
+    typed = [line for _, lines in blocks(readme) for line in lines if re.match(rf"(?:\$ )?{PROGRAM}(?= |$)", line)]
+    assert [line for line in typed if len(line) > 80] == []
 
 
 def test_there_are_commands() -> None:

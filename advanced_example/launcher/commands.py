@@ -1,4 +1,4 @@
-"""The commands that make up a run in each of Flower's two engines, and the files and environment that they need."""
+"""Puts together the commands of a run in each of Flower's two engines, with their files and environment."""
 
 import os
 import shlex

@@ -1,4 +1,4 @@
-"""Finds out why clients compute on the CPU though there is a GPU."""
+"""Finds out why clients compute on the CPU where the machine has a GPU."""
 
 import os
 import subprocess

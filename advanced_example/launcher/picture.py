@@ -1,4 +1,4 @@
-"""The picture of a run: history.png."""
+"""Draws the picture of a run: history.png."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""Starts a run's processes and ends them: it leads the session that all of them are in, by which they are known.
+"""Starts a run's processes and ends them. All are in the session that this process leads, and are found by it.
 
     python starter.py RUN_FOLDER TEMPORARY_FOLDER
 
@@ -32,9 +32,8 @@ PR_SET_PDEATHSIG = 1  # the signal that a process gets when its parent dies
 class Starter:
     """Forks a process for each order, and lets it become its command."""
 
-    def __init__(self, become: Callable[[list[str]], Any] = lambda command: os.execvp(command[0], command)) -> None:
-        self.become = become
-        self.names: dict[int, str] = {}  # by process id
+    def __init__(self) -> None:
+        self.started: dict[int, dict[str, Any]] = {}  # the orders of the living, by process id
         self.orderly = False  # whether the launcher ends the run, and says how it ended
         self.orders, self.answers, self.unread = os.dup(0), os.dup(1), b""
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -45,58 +44,68 @@ class Starter:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # the launcher's matter
+        self.sources: dict[int, Callable[[], bool]] = {self.woken.fileno(): self.reap, self.orders: self.follow}
 
-    def serve(self, patience: float | None = None) -> bool:
-        """Follow orders until there are none for `patience` seconds; return False when there will be no more."""
-        while ready := select.select([self.orders, self.woken], [], [], patience)[0]:
-            if self.woken in ready:
-                self.woken.recv(4096)
-                self.reap()
-            if self.orders in ready:
-                if not (received := os.read(self.orders, 2**16)):
-                    return False
-                *lines, self.unread = (self.unread + received).split(b"\n")
-                for line in lines:
-                    if line == END:
-                        self.orderly = True
-                    else:
-                        self.start(**json.loads(line))
-        return True
+    def serve(self, patience: float | None = None) -> None:
+        """Do what comes until nothing has for `patience` seconds, or there will be no more orders."""
+        while ready := select.select(list(self.sources), [], [], patience)[0]:
+            if not all(self.sources[source]() for source in ready):
+                return
+
+    def follow(self) -> bool:
+        """Take orders; return whether there can be more."""
+        received = os.read(self.orders, 2**16)
+        *lines, self.unread = (self.unread + received).split(b"\n")
+        for line in lines:
+            if line == END:
+                self.orderly = True
+            else:
+                self.start(json.loads(line))
+        return bool(received)
 
     def answer(self, **facts: Any) -> None:
         with contextlib.suppress(OSError):  # the launcher has gone
             os.write(self.answers, json.dumps(facts).encode() + b"\n")
 
-    def reap(self) -> None:
+    def reap(self) -> bool:
         """Say which processes have ended. At once, since to Flower a process that nobody has waited for is alive."""
+        self.woken.recv(4096)
         with contextlib.suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-                self.answer(name=self.names.pop(ended[0], ""), status=os.waitstatus_to_exitcode(ended[1]))
+                if name := self.started.pop(ended[0], {}).get("name"):
+                    self.answer(name=name, status=os.waitstatus_to_exitcode(ended[1]))
+        return True
 
-    def start(self, name: str, command: list[str], log: str | None, environment: dict[str, str], folder: str) -> None:
-        pid = os.fork()
-        if pid:
-            self.names[pid] = name
-            return self.answer(name=name, pid=pid)
+    def start(self, order: dict[str, Any]) -> None:
+        """Fork. The launcher hears of a process that it has given a name."""
+        if pid := os.fork():
+            self.started[pid] = order
+            if order["name"]:
+                self.answer(name=order["name"], pid=pid)
+            return
         try:
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGCHLD, signal.SIGUSR1, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_DFL)
-            for descriptor in (self.orders, self.answers, self.woken.fileno(), self.wake.fileno()):
+            for descriptor in (*self.sources, self.answers, self.wake.fileno()):
                 os.close(descriptor)
-            if log:
-                descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+            if order["log"]:
+                begin = os.O_TRUNC if order["name"] else 0  # others write into the log of who has asked for them
+                descriptor = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND | begin, 0o666)
                 os.dup2(descriptor, 1)
                 os.dup2(descriptor, 2)
             os.environ.clear()
-            os.environ.update(environment)
-            os.chdir(folder)
-            expendable(300)
-            self.become(command)
+            os.environ.update(order["environment"])
+            os.chdir(order["folder"])
+            expendable(300 if order["name"] else 600)
+            self.become(order["command"])
         except OSError as error:
-            print(f"{command[0]}: {error.strerror}", file=sys.stderr, flush=True)
+            print(f"{order['command'][0]}: {error.strerror}", file=sys.stderr, flush=True)
         finally:
             os._exit(127)
+
+    def become(self, command: list[str]) -> None:
+        os.execvp(command[0], command)
 
 
 def expendable(score: int) -> None:

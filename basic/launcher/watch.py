@@ -47,7 +47,7 @@ class Watched:
             printer.show()
             self.follow()
         if status != 0:
-            raise Failed("the run could not be started", "run")
+            raise Failed(f"`flwr run` ended with status {status}", "run")
         if self.drop_part_of_model():
             raise Failed("model.pt was cut off, as a full disk does it", "run")
         self.processes.start("outcome", commands.outcome())

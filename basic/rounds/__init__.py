@@ -1,1 +1,1 @@
-"""Machinery that server.py and client.py import beside Flower. You need not read it to learn federated learning."""
+"""Guards the rounds, whose loop is Flower's own. server.py and client.py import it; no need to read it to learn."""

@@ -1,1 +1,1 @@
-"""Machinery that ./run.sh starts: it checks what is asked for, starts server and clients, watches, and stops them."""
+"""Runs an example: ./run.sh starts it. Nothing imports it but an example's own launch.py: Flower needs none of it."""

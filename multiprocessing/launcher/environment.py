@@ -82,6 +82,7 @@ def install(python: Path, requirements: Path) -> str:
     environ |= {**os.environ, "PATH": os.pathsep.join([str(python.parent), *os.get_exec_path()])}
     command = [*UV, "pip", "install", "--compile-bytecode", "--python", python, "-r", requirements]
     command += ["--no-index"] * ("PIP_NO_INDEX" in environ)
+    command += [] if shutil.which("uv") else ["--reinstall-package", "uv"]  # as a link into its cache, for pip's 55 MB
     asked = (environ.get("TORCH_BACKEND") or environ.pop("UV_TORCH_BACKEND", "auto")).removeprefix("auto")
     fitting = {"UV_TORCH_BACKEND": asked or "auto"}
     reason = ""

@@ -1,6 +1,6 @@
-"""What an example may add to a run: any of the functions below, in a module of its own.
+"""Lists the functions with which an example can add to a run. It defines those it needs in a module of its own.
 
-`[tool.launcher] extension = "launch"` in pyproject.toml names it; what it does not define is done as here. `run` has
+`[tool.launcher] extension = "launch"` in pyproject.toml names that module. What it lacks is done as here. `run` has
 `settings` and `run_dir`, and from `prepare` on all of `Run` in run.py, such as `command` to start a process.
 """
 

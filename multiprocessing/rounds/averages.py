@@ -1,4 +1,4 @@
-"""Prepares what strategies average, and restores it afterwards: metrics that not all have, dtypes that a mean loses."""
+"""Takes out of replies what a strategy can't average, and gives the averaged weights the dtypes that were sent."""
 
 import hashlib
 import math
