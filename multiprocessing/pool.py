@@ -1,4 +1,4 @@
-"""How Flower's simulation uses a Ray cluster: Ray calls `join` when it connects, in the process that runs the rounds.
+"""Lets Flower's simulation use a Ray cluster: Ray calls `join` when it connects, in the process that runs the rounds.
 
 In Flower's own pool, an actor that has died stays, and fails one message after the other at once, so that a round in
 which a node dies loses most of its clients. Here it leaves the pool, and the others do its work.
