@@ -82,6 +82,7 @@ class Machines:
         self.hosts = {name: f"fl{os.getpid()}-{name}" for name in ("head", "worker")}
         self.log = root / "ray.log"
         self.temporary = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # Ray's sockets need a short path
+        self.before = set(Path("/tmp").glob("fl-*-node"))  # of others
         self.shared = Path(tempfile.mkdtemp(prefix="fl-test-", dir="/dev/shm"))
 
     def build(self) -> None:
@@ -169,7 +170,9 @@ class Machines:
         ]
         variables = {**os.environ, "RAY_ADDRESS": f"{HEAD}:{PORT}"}
         done = subprocess.run(words, capture_output=True, text=True, env=variables)
-        return [node["address"] for node in json.loads(done.stdout.splitlines()[-1])] if done.returncode == 0 else []
+        return (
+            sorted(node["address"] for node in json.loads(done.stdout.splitlines()[-1])) if done.returncode == 0 else []
+        )
 
     def options(self, port: int = PORT) -> dict[str, Any]:
         """Return how to start a run on the head."""
@@ -183,9 +186,9 @@ class Machines:
 
     def left_by(self, run: Launch) -> bool:
         """Whether anything of a run is there, a process, or a folder of its fork servers."""
-        folders = [*Path("/tmp").glob("fl-*-node")]
+        folders = set(Path("/tmp").glob("fl-*-node")) - self.before
         with contextlib.suppress(OSError, LookupError):
-            folders += (self.disk("worker") / "tmp").glob("fl-*")
+            folders |= set((self.disk("worker") / "tmp").glob("fl-*"))
         return bool(folders or any(self.of_run(run, name) for name in self.hosts))
 
 
