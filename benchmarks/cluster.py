@@ -145,16 +145,12 @@ def main() -> None:
     text = f"ResNet-18, {what}, {given.rounds} rounds; {set_up(run)}\n\n"
     text += table(["nodes of one core", "a round, s", "gain"], rows) + "\n\n"
     each, cost = taken[0] / CLIENTS, costs["11.2 million"]
-    text += (
-        f"One core takes {each:.2f} s for such a client: from {each / cost:.0f} cores on, the server is the limit.\n\n"
-    )
+    text += f"One core takes {each:.2f} s for such a client, so {each / cost:.0f} cores keep the server busy.\n\n"
     rows = [[label, f"{cost:.4f}"] for label, cost in costs.items()]
     text += table(["parameters", "server's CPU seconds a client"], rows) + "\n\n"
-    rows = [
-        [label, f"{clients:,}", *on_paper(costs[label], parameters, clients)]
-        for label, (_, parameters) in MODELS.items()
-        for clients in ASKED
-    ]
+    rows = []
+    for label, (_, parameters) in MODELS.items():
+        rows += [[label, f"{clients:,}", *on_paper(costs[label], parameters, clients)] for clients in ASKED]
     text += table([*HEADER], rows) + "\n"
     history.write_whole(given.out / "cluster.md", text.encode())
     print(text)
