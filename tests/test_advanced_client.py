@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from flwr.app import ArrayRecord, ConfigRecord, Context, MessageType, RecordDict
 from paths import ADVANCED, advanced
-from test_replies import request
+from reply_helpers import request
 
 import cifar_utils
 from augmentation import shift_and_mirror

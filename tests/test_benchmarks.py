@@ -24,21 +24,12 @@ def benchmark(name: str, *arguments: object, data_dir: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(
-    ("example", "arguments"),
-    [
-        ("basic", (4, 2, 2)),
-        pytest.param("multiprocessing", (6, 2, 2), marks=pytest.mark.slow),
-    ],
-)
-def test_a_run_is_what_a_plain_loop_computes(
-    example: str, arguments: tuple[int, int, int], tmp_path: Path, data_dir: Path
-) -> None:
-    """FedAvg in forty lines, without Flower, ends with the same model and accuracy."""
-    clients, sampled, rounds = arguments
-    said = benchmark("floor", example, *arguments, data_dir=data_dir)
-    folder = copy_example(example, tmp_path / example)
-    run = finished(folder, clients, clients, sampled, rounds, data_dir=data_dir, ENGINE="simulation")
+@pytest.mark.slow
+def test_a_run_of_multiprocessing_is_what_a_plain_loop_computes(tmp_path: Path, data_dir: Path) -> None:
+    """As one of basic, in test_runs.py: without Flower, it ends with the same model and accuracy."""
+    said = benchmark("floor", "multiprocessing", 6, 2, 2, data_dir=data_dir)
+    folder = copy_example("multiprocessing", tmp_path / "multiprocessing")
+    run = finished(folder, 6, 6, 2, 2, data_dir=data_dir, ENGINE="simulation")
     assert run.process.returncode == 0, run.stdout + run.stderr
     assert f"accuracy {run.history['accuracy']:.3f}, model_sha256 {run.history['model_sha256']}" in said
 

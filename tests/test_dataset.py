@@ -25,6 +25,12 @@ stand_in = pytest.fixture(scope="module")(drawn_stand_in)
 
 
 @pytest.fixture
+def few(monkeypatch):
+    """The stand-in has a hundredth of its pictures, where it is drawn anew and how many there are doesn't matter."""
+    monkeypatch.setattr(cifar_data.prepare, "draw_shapes", lambda count, seed: draw_shapes(count // 100, seed))
+
+
+@pytest.fixture
 def ready(stand_in, data_dir):
     """An own copy of the stand-in, to be damaged."""
     return Path(shutil.copytree(stand_in, data_dir / "synthetic"))
@@ -106,7 +112,7 @@ def test_four_processes_at_once(data_dir):
 
 
 @pytest.mark.parametrize("meta", [None, "", '{"name": "synth', "[]", "null", "{}"])
-def test_a_half_written_folder_is_replaced(data_dir, meta):
+def test_a_half_written_folder_is_replaced(data_dir, meta, few):
     (data_dir / "synthetic").mkdir(parents=True)
     (data_dir / "synthetic" / "train_images.npy").write_bytes(b"half a pict")
     if meta is not None:
@@ -115,7 +121,7 @@ def test_a_half_written_folder_is_replaced(data_dir, meta):
     assert_whole(data_dir / "synthetic")
 
 
-def test_what_a_killed_preparation_left_is_removed(data_dir):
+def test_what_a_killed_preparation_left_is_removed(data_dir, few):
     (data_dir / ".synthetic-abc123").mkdir(parents=True)
     (data_dir / ".synthetic-abc123" / "half").write_bytes(b"163 MB")
     prepare("synthetic")
@@ -228,9 +234,12 @@ def test_the_home_of_an_unknown_user_is_a_clear_error(name):
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
-def test_files_are_made_under_the_umask_of_the_user(data_dir, umask):
-    done = subprocess.run([*PREPARE, "synthetic"], umask=umask, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_files_are_made_under_the_umask_of_the_user(data_dir, umask, few):
+    before = os.umask(umask)
+    try:
+        prepare("synthetic")
+    finally:
+        os.umask(before)
     for path in (data_dir, *data_dir.rglob("*")):
         assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~umask, path
 
@@ -259,7 +268,7 @@ def no_locks(monkeypatch, request):
 
 
 @pytest.mark.parametrize("no_locks", [errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP], indirect=True)
-def test_without_file_locks_it_warns_and_goes_on(no_locks, data_dir, capsys):
+def test_without_file_locks_it_warns_and_goes_on(no_locks, data_dir, capsys, few):
     others = data_dir / ".synthetic-abc123"  # perhaps of a process that is at work
     others.mkdir(parents=True)
     assert prepare("synthetic")["name"] == "synthetic"
@@ -271,7 +280,7 @@ def test_without_file_locks_it_warns_and_goes_on(no_locks, data_dir, capsys):
 
 @pytest.mark.filterwarnings("ignore:flock not supported")
 @pytest.mark.parametrize("no_locks", [errno.ENOSYS], indirect=True)
-def test_a_system_without_flock_is_locked_in_another_way(no_locks, data_dir):
+def test_a_system_without_flock_is_locked_in_another_way(no_locks, data_dir, few):
     assert prepare("synthetic")["name"] == "synthetic"
 
 

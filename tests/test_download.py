@@ -4,15 +4,16 @@ import hashlib
 import http.server
 import io
 import json
+import os
 import pickle
 import shutil
 import signal
 import socket
-import subprocess
 import tarfile
 import threading
 import time
 
+import forked
 import numpy as np
 import pytest
 from data_helpers import PREPARE, assert_whole, command, drawn_stand_in, empty_data_dir, listing
@@ -185,19 +186,20 @@ def test_the_command_fails_or_says_loudly_that_it_stands_in(data_dir, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_download_that_is_cut_off_leaves_nothing(site, data_dir, monkeypatch, number):
+def test_a_download_that_is_cut_off_leaves_nothing(site, data_dir, monkeypatch, tmp_path, number):
     monkeypatch.setenv("CIFAR10_URL", f"{site}/stall")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    process = subprocess.Popen([*PREPARE, "auto"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    said = tmp_path / "said"
+    process = forked.start(PREPARE[1], "auto", env=os.environ, err=str(said))
     deadline = time.monotonic() + 60
     while not list(data_dir.glob(".cifar10-*/*.tar.gz")):
-        assert process.poll() is None, process.stderr.read()
+        assert process.is_alive(), said.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(number)
-    _, said = process.communicate(timeout=10)
-    assert process.returncode == 128 + number
-    assert "Traceback" not in said
+    os.kill(process.pid, number)
+    process.join(10)
+    assert process.exitcode == 128 + number
+    assert "Traceback" not in said.read_text()
     assert [path.name for path in data_dir.iterdir()] == [".lock"]
 
 

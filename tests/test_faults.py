@@ -1,5 +1,6 @@
 """Tests that what goes wrong in a run ends in a clear error and an honest exit status, or is survived."""
 
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 from edits import edit
 from runs import Launch, copy_example, finished
+
+import cifar_data
 
 both = pytest.mark.parametrize("engine", ["deployment", pytest.param("simulation", marks=pytest.mark.slow)])
 
@@ -96,10 +99,9 @@ def test_a_client_never_comes(basic: Path, data_dir: Path) -> None:
 # --- Data ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["dtype", "shape", "count", "truncated", "no array"])
-def test_data_that_is_not_as_it_should_be(kind: str, basic: Path, tmp_path: Path, data_dir: Path) -> None:
-    """Said before anything starts."""
-    data = shutil.copytree(data_dir, tmp_path / "data")
+def broken(data_dir: Path, to: Path, kind: str) -> Path:
+    """Copy the data, break the training pictures, and return the copy."""
+    data = shutil.copytree(data_dir, to)
     images = data / "synthetic/train_images.npy"
     whole = np.load(images)
     if kind == "truncated":
@@ -107,8 +109,23 @@ def test_data_that_is_not_as_it_should_be(kind: str, basic: Path, tmp_path: Path
     elif kind == "no array":
         images.write_text("no array")
     else:
-        broken = {"dtype": whole.astype(np.float32), "shape": whole[:, :1], "count": whole[:-1]}
-        np.save(images, broken[kind])
+        changed = {"dtype": whole.astype(np.float32), "shape": whole[:, :1], "count": whole[:-1]}
+        np.save(images, changed[kind])
+    return data
+
+
+@pytest.mark.parametrize("kind", ["dtype", "shape", "count", "truncated", "no array"])
+def test_data_that_is_not_as_it_should_be(
+    kind: str, tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = broken(data_dir, tmp_path / "data", kind)
+    monkeypatch.setenv("DATA_DIR", str(data))
+    with pytest.raises(ValueError, match=f"^can't read train: .*{re.escape(str(data / 'synthetic'))}"):
+        cifar_data.load_split("train", "synthetic")
+
+
+def test_a_run_looks_at_its_data_before_anything_starts(basic: Path, tmp_path: Path, data_dir: Path) -> None:
+    data = broken(data_dir, tmp_path / "data", "count")
     run = finished(basic, data_dir=data)
     assert run.process.returncode == 1
     assert run.stderr.startswith("error: can't read train: ")

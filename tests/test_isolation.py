@@ -14,6 +14,7 @@ from pathlib import Path
 
 import child_work
 import pytest
+from edits import edit
 from paths import ROOT
 
 FOLDER = ROOT / "multiprocessing"
@@ -33,8 +34,19 @@ if __name__ == "__main__":
 """
 
 
-def start_server(*addresses: Path, at_once: int = 0) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, str(FOLDER / "fork_server.py"), str(at_once), *map(str, addresses)])
+def start_server(*addresses: Path, at_once: int = 0, folder: Path = FOLDER) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, str(folder / "fork_server.py"), str(at_once), *map(str, addresses)])
+
+
+def copy_server(folder: Path, *modules: str) -> Path:
+    """Copy the fork server into a folder, and let it import other modules, or none, which takes no time."""
+    for name in ("fork_server.py", "child.py"):
+        shutil.copy(FOLDER / name, folder / name)
+    edit(
+        folder / "fork_server.py",
+        ('MODULES = ("torch", "torch._dynamo", "cifar_utils", "work")', f"MODULES = {modules}"),
+    )
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +258,7 @@ print(run_isolated(child_work.add, 1, 2), os.environ["FLOWER_EXAMPLE_FORK_SERVER
 def test_the_fork_server_is_killed(busy: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A child that is at work then has nobody who could tell its status: it is ended, and the caller is told."""
     monkeypatch.setenv(FORK_SERVER, str(tmp_path / "socket"))
-    server = start_server(tmp_path / "socket")
+    server = start_server(tmp_path / "socket", folder=copy_server(tmp_path))
     assert run_isolated(child_work.add, 1, 2) == 3
     with ThreadPoolExecutor(1) as threads:
         if busy:
@@ -272,7 +284,7 @@ def test_a_gpu_has_no_more_children_at_once_than_it_is_said_to(tmp_path: Path, m
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-abc")
     for name in ("0", "1"):
         (tmp_path / name).mkdir()
-    server = start_server(*sockets, at_once=2)
+    server = start_server(*sockets, at_once=2, folder=copy_server(tmp_path))
     try:
         with ThreadPoolExecutor(7) as threads:
 
@@ -289,12 +301,7 @@ def test_a_gpu_has_no_more_children_at_once_than_it_is_said_to(tmp_path: Path, m
 
 def own_server(folder: Path, line: str, **environment: str) -> subprocess.Popen[str]:
     """Start a copy of the fork server that imports PyTorch and a module with one line."""
-    for name in ("fork_server.py", "child.py"):
-        shutil.copy(FOLDER / name, folder / name)
-    text = (folder / "fork_server.py").read_text()
-    before = 'MODULES = ("torch", "torch._dynamo", "cifar_utils", "work")'
-    assert before in text
-    (folder / "fork_server.py").write_text(text.replace(before, 'MODULES = ("torch", "own_model")'))
+    copy_server(folder, "torch", "own_model")
     (folder / "own_model.py").write_text(f"import os\n\nimport torch\n\n{line}\n")
     (folder / "nvidia-smi").write_text("#!/bin/sh\necho 6000\n")  # where there is one, there may be a GPU
     (folder / "nvidia-smi").chmod(0o755)

@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -18,6 +17,7 @@ import torch
 from edits import edit
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import FedAvg
+from forked import processes
 from runs import Launch, copy_example, finished
 
 from checkpoint import Resumable
@@ -26,9 +26,6 @@ from rounds import history
 
 KILLS = 50
 SEED = 2026
-
-processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["pytest", "torch", "flwr.serverapp.strategy"])  # else each child imports them
 
 
 # --- The writers -----------------------------------------------------------------------------------------------------

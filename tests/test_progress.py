@@ -70,7 +70,7 @@ def shown(folder: Path, **env: str) -> str:
 
 def test_a_run_on_a_terminal_shows_a_bar_and_a_line_a_round(tmp_path: Path, data_dir: Path) -> None:
     folder = copy_example("basic", tmp_path / "basic")
-    env = environment(data_dir, ENGINE="simulation")
+    env = environment(data_dir, ENGINE="deployment")
     status, seen = in_terminal([str(folder / "run.sh"), "2", "2", "2", "2"], **env)
     assert status == 0, seen
     assert "round 1 of 2, training" in seen

@@ -154,7 +154,7 @@ TRIED_BY = {
     r"cp -r (\S+) (\S+) && \S+/run\.sh( .*)?": dry_run,
     r"\./test\.sh( .*)?": version,
     r"python tools/sync\.py( --check)?": in_sync,
-    r"python tools/check_template\.py .*": "test_template.py",
+    r"python tools/check_template\.py .*": "test_check_template.py",
     r"python tools/report\.py .*": "test_report.py",
     r"python tools/verify\.py .*": "test_benchmarks.py",
     r"python benchmarks/\w+\.py( .*)?": options,

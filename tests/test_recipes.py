@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from runs import ROOT, Launch, copy_example, environment, finished
-from test_template import check, definitions, edit, marks, own_data
+from template_helpers import check, definitions, edit, marks, own_data
 
 PAGE = (ROOT / "RECIPES.md").read_text()
 FILES = "cifar_utils.py", "server.py", "client.py"

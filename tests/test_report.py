@@ -11,9 +11,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from paths import ROOT
-from runs import copy_example, finished
+from runs import Launch, copy_example, finished
 
 REPORT = ROOT / "tools" / "report.py"
 HOSTILE = "<script>alert(1)</script> $x_{$ \" ' & {{ 7 * 7 }} \x1b[31mred"
@@ -105,7 +106,7 @@ class Page(HTMLParser):
 
 
 def run_report(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(REPORT), *map(str, words)], capture_output=True, text=True)
+    return forked.run(REPORT, *words)
 
 
 def page(*runs: Path) -> Page:
@@ -285,41 +286,28 @@ def test_what_is_no_run_is_refused(tmp_path: Path, content: str | None) -> None:
 # --- After a run -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def collection(tmp_path: Path) -> Path:
-    """A copy of the collection, with one example."""
-    folder = tmp_path / "collection"
+def copy_collection(folder: Path) -> Path:
+    """Copy the collection, with one example."""
     copy_example("basic", folder / "basic")
     shutil.copytree(ROOT / "tools", folder / "tools")
     shutil.copy(ROOT / "run.sh", folder)
     return folder
 
 
-def start(collection: Path, data_dir: Path, *words: str, **env: str):
-    """Run the example by the collection's ./run.sh."""
-    run = finished(collection, "basic", 1, 1, 1, 1, *words, data_dir=data_dir, ENGINE="simulation", **env)
-    return run, (collection / "basic" / "runs" / "latest").resolve()
+@pytest.mark.slow  # test_runs.py has a run that completes, and looks at its page
+def test_it_makes_one_after_a_failed_run_and_a_bad_report_changes_nothing(tmp_path: Path, data_dir: Path) -> None:
+    collection = copy_collection(tmp_path / "collection")
 
+    def start() -> tuple[Launch, Path]:
+        run = finished(collection, "basic", 1, 1, 1, 1, data_dir=data_dir, ENGINE="simulation")
+        return run, (collection / "basic" / "runs" / "latest").resolve()
 
-def test_the_collection_makes_the_page_after_a_run(collection: Path, data_dir: Path) -> None:
-    run, folder = start(collection, data_dir)
-    assert run.process.returncode == 0, run.stdout + run.stderr
-    assert run.stdout.splitlines()[-1] == f"report: {folder / 'report.html'}"
-    found = Page((folder / "report.html").read_text())
-    assert_self_contained(found)
-    assert "It completed 1 rounds with 1 clients" in found.text
-    assert "ENGINE=simulation DATASET=synthetic ./run.sh 1 1 1 1" in found.text
-    assert "device of the clients cpu" in found.text
-
-
-@pytest.mark.slow
-def test_it_makes_one_after_a_failed_run_and_a_bad_report_changes_nothing(collection: Path, data_dir: Path) -> None:
     client = collection / "basic" / "client.py"
     client.write_text(client.read_text().replace("    net = load_model(message)\n", "    raise OSError('disk')\n", 1))
-    run, folder = start(collection, data_dir)
+    run, folder = start()
     assert run.process.returncode == 1
     assert "It failed after 0 of 1 rounds: " in Page((folder / "report.html").read_text()).text
     (collection / "tools" / "report.py").write_text("raise SystemExit(3)\n")
-    run, _ = start(collection, data_dir)
+    run, _ = start()
     assert run.process.returncode == 1
     assert "OSError: disk" in run.stderr

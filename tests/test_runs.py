@@ -2,11 +2,15 @@
 
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 from runs import Launch, copy_example, finished
+from test_benchmarks import benchmark
+from test_report import Page, assert_self_contained, copy_collection
 
 from rounds.averages import model_sha256
 
@@ -14,7 +18,7 @@ ENGINES = ("deployment", "simulation")
 
 
 # SAMPLED below CLIENTS: exactly that many train, the same ones, whatever the engine and whoever is first.
-CLIENTS, SAMPLED = 4, 2
+CLIENTS, SAMPLED, ROUNDS = 4, 2, 2
 
 
 def together(*runs: Launch) -> None:
@@ -25,13 +29,31 @@ def together(*runs: Launch) -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> dict[str, Launch]:
-    """`./run.sh 4 3 2 2` at a path with a space, from another working directory, twice at once: once an engine."""
+def cuda(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for CUDA's library: the one there, built where there is a C compiler, notes in `users` who uses it."""
+    folder = tmp_path_factory.mktemp("cuda")
+    if compiler := shutil.which("cc"):
+        command = [compiler, "-shared", "-fPIC", "-o", folder / "libcuda.so.1", Path(__file__).with_name("libcuda.c")]
+        subprocess.run(command, check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, data_dir: Path, cuda: Path) -> dict[str, Launch]:
+    """`./run.sh 4 3 2 2` at a path with a space, from another working directory, twice at once: once an engine.
+
+    The simulation is a user's who has no HOME.
+    """
     folder = copy_example("basic", tmp_path_factory.mktemp("runs") / "my project")
     made = {}
+    no_gpu = {"LD_LIBRARY_PATH": str(cuda), "CUDA_USERS": str(cuda / "users"), "CUDA_VISIBLE_DEVICES": "-1"}
     for engine in ENGINES:
-        arguments = (CLIENTS, 3, SAMPLED, 2, "learning-rate=0.03")
-        made[engine] = run = Launch(folder, *arguments, data_dir=data_dir, cwd=Path("/"), ENGINE=engine)
+        arguments = (CLIENTS, 3, SAMPLED, ROUNDS, "round-timeout=500")
+        variables = {"ENGINE": engine, **(no_gpu if engine == "deployment" else {})}
+        with pytest.MonkeyPatch.context() as patch:
+            if engine == "simulation":
+                patch.delenv("HOME", raising=False)
+            made[engine] = run = Launch(folder, *arguments, data_dir=data_dir, cwd=Path("/"), **variables)
         run.wait_until(lambda run=run: run.run_dir)
     together(*made.values())
     return made
@@ -39,14 +61,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> dict[str, 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> dict[str, Launch]:
-    """A single client for a round: without a warm Python; and in a simulation, with -v, for a user without a HOME."""
+    """A single client for a round: without a warm Python; and with one, by the collection's run.sh, with -v."""
     root = tmp_path_factory.mktemp("alone")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("HOME", raising=False)
-        verbose = copy_example("basic", root / "verbose"), 1, 1, 1, 1, "-v"
-        made = {"verbose": Launch(*verbose, data_dir=data_dir, ENGINE="simulation")}
+    made = {"verbose": Launch(copy_collection(root / "collection"), "basic", 1, 1, 1, 1, "-v", data_dir=data_dir)}
     made["cold"] = Launch(copy_example("basic", root / "cold"), 1, 1, 1, 1, data_dir=data_dir, WARM="0")
     together(*made.values())
+    made["verbose"].found = (root / "collection" / "basic" / "runs" / "latest").resolve()
     return made
 
 
@@ -86,7 +106,7 @@ def test_the_history_keeps_the_contract(run: Launch) -> None:
     assert history["schema"] == 1
     assert (history["example"], history["status"], history["dataset"]) == ("basic", "completed", "synthetic")
     assert (history["clients"], history["min_clients"], history["sampled"]) == (CLIENTS, 3, SAMPLED)
-    assert history["config"]["learning-rate"] == 0.03
+    assert history["config"]["round-timeout"] == 500
     assert history["config"]["num-server-rounds"] == 2
     assert 0 < history["startup_seconds"] < history["seconds"]
     assert set(history["versions"]) >= {"python", "flwr", "torch"}
@@ -146,6 +166,16 @@ def test_only_the_app_is_sent_to_clients(run: Launch) -> None:
     }
 
 
+def test_no_process_that_stays_uses_cuda(runs: dict[str, Launch], cuda: Path) -> None:
+    """Each client's own process does, which ends with its message; what forks them must not, or they couldn't."""
+    if not (cuda / "libcuda.so.1").exists():
+        pytest.skip("there is no C compiler (cc) here to build what stands in for CUDA's library")
+    if torch.version.cuda is None:
+        pytest.skip("this PyTorch is built without CUDA")
+    assert runs["deployment"].process.returncode == 0
+    assert set((cuda / "users").read_text().split()) == {"flwr-clientapp"}
+
+
 def test_two_runs_at_once_do_not_meet(runs: dict[str, Launch]) -> None:
     deployment, simulation = runs.values()
     assert deployment.run_dir != simulation.run_dir
@@ -158,6 +188,13 @@ def test_both_engines_give_the_same_model(runs: dict[str, Launch], alone: dict[s
     assert len({run.history["model_sha256"] for run in alone.values()}) == 1
 
 
+def test_a_run_is_what_a_plain_loop_computes(runs: dict[str, Launch], data_dir: Path) -> None:
+    """FedAvg in forty lines, without Flower, ends with the same model and accuracy."""
+    said = benchmark("floor", "basic", CLIENTS, SAMPLED, ROUNDS, data_dir=data_dir)
+    history = runs["deployment"].history
+    assert f"accuracy {history['accuracy']:.3f}, model_sha256 {history['model_sha256']}" in said
+
+
 def test_without_a_warm_python_it_is_stock_flower(alone: dict[str, Launch]) -> None:
     run = alone["cold"]
     assert run.process.returncode == 0, run.stdout + run.stderr
@@ -167,12 +204,22 @@ def test_without_a_warm_python_it_is_stock_flower(alone: dict[str, Launch]) -> N
     assert run.nothing_left()
 
 
-def test_verbose_prints_all_that_the_server_says_and_no_home_is_needed(alone: dict[str, Launch]) -> None:
+def test_verbose_prints_all_that_the_server_says(alone: dict[str, Launch]) -> None:
     run = alone["verbose"]
     assert run.process.returncode == 0, run.stdout + run.stderr
     said = run.log("run").splitlines()
     assert any("Final results" in line for line in said)
     assert set(said) <= set(run.stdout.splitlines())
+
+
+def test_the_collection_makes_a_page_on_a_run(alone: dict[str, Launch]) -> None:
+    run = alone["verbose"]
+    assert run.stdout.splitlines()[-1] == f"report: {run.run_dir / 'report.html'}"
+    found = Page((run.run_dir / "report.html").read_text())
+    assert_self_contained(found)
+    assert "It completed 1 rounds with 1 clients" in found.text
+    assert "DATASET=synthetic ./run.sh 1 1 1 1" in found.text
+    assert "device of the clients cpu" in found.text
 
 
 @pytest.mark.slow

@@ -11,8 +11,8 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
 from paths import ADVANCED, advanced
+from reply_helpers import reply
 from runs import copy_example, finished
-from test_replies import reply
 
 import launch
 from checkpoint import score

@@ -206,7 +206,7 @@ def only_run(folder: Path) -> dict:
     ids=["closed", "pipe"],
 )
 def test_a_run_that_nobody_hears_completes(script: str, lines: int, basic: Path, data_dir: Path) -> None:
-    status, out = shell(script, basic, *ONE_ROUND, data_dir=data_dir)
+    status, out = shell(script, basic, 1, 1, 1, 1, data_dir=data_dir)
     assert (status, len(out.splitlines())) == (0, lines)
     history = only_run(basic)
     assert (history["status"], len(history["rounds"])) == ("completed", 1)
@@ -242,7 +242,13 @@ def test_what_is_said_in_place_of_a_run_changes_no_status(
 # --- Signals ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("numbers", [(signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)])
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        pytest.param((signal.SIGINT, signal.SIGTERM), marks=pytest.mark.slow),
+        (signal.SIGTERM, signal.SIGINT, signal.SIGHUP),
+    ],
+)
 def test_signals_close_together_end_a_run_once(numbers: tuple[int, ...], basic: Path, data_dir: Path) -> None:
     with Launch(basic, *ONE_ROUND, data_dir=data_dir) as run:
         run.wait_until(lambda: run.pids("flower-superlink"))
@@ -263,7 +269,7 @@ def test_a_folder_that_can_t_be_written_any_more_keeps_the_status_of_a_signal(ba
             "    __import__('time').sleep(60)\n    net = load_model(message)\n    config",
         ),
     )
-    with Launch(basic, *ONE_ROUND, data_dir=data_dir, through=UNPRIVILEGED, ENGINE="simulation") as run:
+    with Launch(basic, *ONE_ROUND, data_dir=data_dir, through=UNPRIVILEGED) as run:
         run.wait_until(lambda: "configure_train: Sampled" in run.log("run"))
         for folder in (run.run_dir, run.run_dir / "logs"):
             folder.chmod(0o555)
