@@ -86,7 +86,8 @@ def find(address: str) -> Cluster:
     if done.returncode != 0:
         _, _, reason = done.stderr.strip().rpartition("\n")
         raise NoCluster(f"RAY_ADDRESS={address}: {reason}")
-    return Cluster(address, tuple(Node(**node) for node in json.loads(done.stdout.splitlines()[-1])))
+    said = next(line for line in done.stdout.splitlines() if line.startswith("[{"))  # Ray may have a say, too
+    return Cluster(address, tuple(Node(**node) for node in json.loads(said)))
 
 
 def runtime_env(folder: Path, environment: Mapping[str, str], names: tuple[str, ...]) -> str:

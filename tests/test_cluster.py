@@ -169,10 +169,9 @@ class Machines:
             "describe",
         ]
         variables = {**os.environ, "RAY_ADDRESS": f"{HEAD}:{PORT}"}
-        done = subprocess.run(words, capture_output=True, text=True, env=variables)
-        return (
-            sorted(node["address"] for node in json.loads(done.stdout.splitlines()[-1])) if done.returncode == 0 else []
-        )
+        said = subprocess.run(words, capture_output=True, text=True, env=variables).stdout
+        found = [json.loads(line) for line in said.splitlines() if line.startswith("[{")]  # Ray may have a say, too
+        return sorted(node["address"] for nodes in found for node in nodes)
 
     def options(self, port: int = PORT) -> dict[str, Any]:
         """Return how to start a run on the head."""
