@@ -10,11 +10,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from cluster import Cluster
 from launcher.arguments import Settings
 from launcher.checks import BASE, CLIENT, cores, machine_memory
 from launcher.commands import at_once
 from launcher.project import UsageError
-from sharing import GIB, Sharing, share
+from sharing import GIB, Sharing, share, share_of_cluster
 
 # MiB that are a process's own: pages that it shares are counted once in all. (Resident sizes count them each time.)
 OWN = {"client": 115, "client's child": 145}
@@ -41,24 +42,29 @@ class Plan:
         return self.text
 
 
-def make_plan(settings: Settings) -> Plan:
-    """Look at the machine and at what was measured before. Raises UsageError if the run can't fit."""
+def make_plan(settings: Settings, cluster: Cluster | None = None) -> Plan:
+    """Look at the machine, or the cluster, and at what was measured before. Raises UsageError if the run can't fit."""
     before = last_run(settings)
-    sharing = share(settings.config, before)
-    busy = working(settings, sharing)
+    sharing = share_of_cluster(settings.config, cluster) if cluster else share(settings.config, before)
+    busy = working(settings, sharing, cluster)
     needed, (total, free) = memory(settings, before, busy), machine_memory()
+    if cluster:
+        total = free = sum(node.memory for node in cluster.nodes)
+        if reason := cluster.lacks(at_work(settings, before)):
+            raise UsageError(reason)
     if needed > total:
         raise UsageError(
             f"{text(settings, busy)} take about {needed / GIB:.1f} GiB of memory, and this machine has "
             f"{total / GIB:.1f}: {fix(settings)}"
         )
     line = f"Plan: {busy} of {settings.sampled} clients at once, "
+    line += f"on {cluster}, " if cluster else ""
     line += f"about {needed / GIB:.1f} of {total / GIB:.1f} GiB of memory"
     if needed > free:
         line += f" (only {free / GIB:.1f} are free now!)"
     line += str(sharing)
     source = f"by run {before['name']}" if before else "roughly: no such run was measured here yet"
-    line += f", about {duration(seconds(settings, before, busy))} ({source})"
+    line += f", about {duration(seconds(settings, before, busy, cluster))} ({source})"
     return Plan(busy, sharing, line)
 
 
@@ -67,11 +73,17 @@ def make_plan(settings: Settings) -> Plan:
 
 def memory(settings: Settings, before: History | None, busy: int) -> float:
     """Return the MiB in all, at the peak."""
-    client, child = (own(who, before) for who in OWN)
     if settings.engine == "simulation":
-        return BASE["simulation"] + busy * (client + child if settings.config["isolation"] else max(client, IN_PLACE))
+        return BASE["simulation"] + busy * at_work(settings, before)
+    child = own("client's child", before)
     work = settings.sampled * (child if settings.warm else IN_PLACE)  # also of those who wait for a place on the GPU
     return BASE["deployment"] + settings.clients * CLIENT[settings.warm] + work
+
+
+def at_work(settings: Settings, before: History | None) -> float:
+    """Return the MiB of one client at work in a simulation."""
+    client, child = (own(who, before) for who in OWN)
+    return client + child if settings.config["isolation"] else max(client, IN_PLACE)
 
 
 def own(who: str, before: History | None) -> float:
@@ -79,27 +91,29 @@ def own(who: str, before: History | None) -> float:
     return OWN[who] + max(0, max(measured, default=0) - RESIDENT[who])
 
 
-def working(settings: Settings, sharing: Sharing) -> int:
+def working(settings: Settings, sharing: Sharing, cluster: Cluster | None) -> int:
     """Return how many clients work at once: of a simulation as many as there are cores, else all that are sampled.
 
-    On a GPU the fork server lets no more in than have a place there.
+    On a GPU the fork server lets no more in than have a place there; on a cluster Ray does.
     """
+    if cluster:
+        return min(settings.sampled, cluster.cpus, sharing.slots * cluster.gpus if sharing.slots else cluster.cpus)
     if settings.engine == "simulation":
         return min(at_once(settings), sharing.places or settings.sampled)
     counted = sharing.gpus and settings.config["isolation"]
     return min(settings.sampled, sharing.places) if counted else settings.sampled
 
 
-def seconds(settings: Settings, before: History | None, busy: int) -> float:
+def seconds(settings: Settings, before: History | None, busy: int, cluster: Cluster | None = None) -> float:
     """Return the seconds of the whole run; a round's grow with the examples that are trained on in it."""
-    used = min(busy, cores())
+    used = min(busy, cluster.cpus if cluster else cores())
     part = settings.sampled / settings.clients / used
     calls = CALL * settings.sampled / used
     start, training = START, EXAMPLES * part * settings.config["local-epochs"] / SPEED
     if before:
         rounds = [entry["seconds"] for entry in before["rounds"][1:]]  # the first is before anybody trains
         pace = statistics.median(rounds)  # not the mean: a simulation starts Ray in a round
-        then = min(before.get("at_once") or before["sampled"], cores())
+        then = min(before.get("at_once") or before["sampled"], before.get("ray", {}).get("cpus", cores()))
         start = max(0.0, before["seconds"] - len(rounds) * pace)
         training = max(0.0, pace - CALL * before["sampled"] / then)
         training *= part / (before["sampled"] / before["clients"] / then)

@@ -65,5 +65,5 @@ def data_of(context: Context) -> dict[str, Any]:
 
 
 def cost_record(cost: work.Cost) -> ConfigRecord:
-    """NEW vs basic: return the device, and the memory of this process and of its child in MiB, for the history."""
-    return ConfigRecord({"memory of client": work.resident(), **cost})
+    """NEW vs basic: return, for the history, where the work was done, and the MiB of this process and its child."""
+    return ConfigRecord({"memory of client": work.resident(), **delegate.place(), **cost})

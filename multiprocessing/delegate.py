@@ -11,6 +11,7 @@ from typing import Any
 
 from flwr.app import Array, ArrayRecord, Context
 
+from cluster import NODE
 from isolation import FORK_SERVER, run_isolated
 from work import Arrays
 
@@ -45,6 +46,11 @@ def execute_for_client(context: Context, fn: Callable[..., Any], *args: Any) -> 
     counted = "ray" in sys.modules or (FORK_SERVER in os.environ and os.environ.get("CUDA_VISIBLE_DEVICES"))
     number = context.node_config["partition-id"]
     return execute(context.run_config, fn, *args, number=number) if counted else fn(*args)
+
+
+def place() -> dict[str, str]:
+    """Return on which node of a Ray cluster this process is, as "node"; nothing without a cluster."""
+    return {"node": os.environ[NODE]} if NODE in os.environ else {}
 
 
 def device_of(config: Mapping[str, Any]) -> str:

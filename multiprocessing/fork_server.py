@@ -90,6 +90,8 @@ def serve(at_once: int, addresses: list[str]) -> None:
         for child in door.children:
             os.kill(child, signal.SIGKILL)
         os.unlink(door.address)
+    with contextlib.suppress(OSError):
+        os.rmdir(os.path.dirname(door.address))  # where nothing else is in it
 
 
 def load(names: tuple[str, ...]) -> None:

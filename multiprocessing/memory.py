@@ -3,6 +3,7 @@
 import io
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,17 @@ MARKS = ("o-", "s:", "^-", "d:", "x-.", "v--")
 
 
 class Measured(Guarded):
-    """Guarded, which writes down the largest memory of each kind of process in a round, in MiB, as "memory"."""
+    """Guarded, which writes down the largest memory of each kind of process in a round, in MiB, as "memory".
+
+    On a cluster it also counts the replies that came from each node, as "nodes".
+    """
 
     def judge(self, replies: Iterable[Message]) -> list[Message]:
         good = super().judge(replies)
         for reply in good:
             self.note_memory("client", card(reply))
+        if nodes := Counter(node for reply in good if isinstance(node := card(reply).get("node"), str)):
+            self.record.entry["nodes"] = Counter(self.record.entry.get("nodes", {})) + nodes
         return good
 
     def note_memory(self, whose: str, said: Mapping[str, Any]) -> None:

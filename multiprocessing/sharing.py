@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cluster import Cluster
 from gpus import Free, visible
 from launcher.project import UsageError, positive
 
@@ -56,6 +57,14 @@ def share(config: Mapping[str, Any], before: Mapping[str, Any] | None) -> Sharin
     elif found:
         slots = max(1, int(free / of_client(before))) if free else 1
     return Sharing(found, slots, limit)
+
+
+def share_of_cluster(config: Mapping[str, Any], cluster: Cluster) -> Sharing:
+    """Let GPU_SLOTS clients, or one, share each of the GPUs that Ray gives out. Raises UsageError where it has none."""
+    if config["device"] == "cuda" and not cluster.gpus:
+        raise UsageError("device=cuda, and the nodes of the cluster have no GPU: take device=cpu")
+    wanted = config["device"] in ("auto", "cuda") and cluster.gpus
+    return Sharing({}, positive(os.environ.get("GPU_SLOTS") or "1", "GPU_SLOTS") if wanted else None, None)
 
 
 def of_client(before: Mapping[str, Any] | None) -> float:

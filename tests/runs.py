@@ -18,7 +18,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 # A command that runs another one without root's privileges: what a folder's mode forbids is forbidden.
 UNPRIVILEGED = ("setpriv", "--bounding-set=-all", "--inh-caps=-all") if os.geteuid() == 0 else ()
-OURS = ("ENGINE", "DATASET", "PORT", "SECURE", "WARM")  # variables that would change what the tests run
+OURS = ("ENGINE", "DATASET", "PORT", "SECURE", "WARM", "RAY_ADDRESS")  # variables that would change what the tests run
 
 
 def write_dataset(folder: Path, *splits: tuple[np.ndarray, np.ndarray], name: str = "synthetic") -> None:

@@ -35,6 +35,16 @@ def test_a_run_of_multiprocessing_is_what_a_plain_loop_computes(tmp_path: Path, 
     assert f"accuracy {run.history['accuracy']:.3f}, model_sha256 {run.history['model_sha256']}" in said
 
 
+@pytest.mark.slow
+def test_a_cluster_of_two_nodes_is_made_and_measured(tmp_path: Path, data_dir: Path) -> None:
+    benchmark("cluster", "--rounds", 3, "--pictures", 10, "--out", tmp_path, data_dir=data_dir)
+    said = (tmp_path / "cluster.md").read_text()
+    assert re.search(r"(?m)^\| 1 \| [\d.]+ \| 1\.00 \|$\n^\| 2 \| [\d.]+ \| [\d.]+ \|$", said)
+    costs = [float(cost) for cost in re.findall(r"(?m)^\| [\d.,]+(?: million)? \| ([\d.]+) \|$", said)]
+    assert 0 < costs[0] < costs[1]
+    assert "| 11.2 million | 1,000 | 89.4 | " in said  # GB: 4 bytes, there and back
+
+
 # --- common.py -------------------------------------------------------------------------------------------------------
 
 RECORD = """

@@ -150,6 +150,7 @@ TRIED_BY = {
     r"pip install pre-commit": "test_contributing.py",  # what it would run
     r"pip install dp-accounting": "test_privacy.py",  # what needs it
     r".* strategy=fedtrimmedavg .*": "test_advanced.py",  # of an exercise
+    r"RAY_ADDRESS=.*": "test_cluster.py",
     r"([A-Z0-9_]+=\S+ )*\./run\.sh( .*)?": dry_run,
     r"cp -r (\S+) (\S+) && \S+/run\.sh( .*)?": dry_run,
     r"\./test\.sh( .*)?": version,
@@ -201,7 +202,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-NO_RUN = r"my_example|--help|--dry-run|resume=|strategy=fedtrimmedavg"
+NO_RUN = r"RAY_ADDRESS=|my_example|--help|--dry-run|resume=|strategy=fedtrimmedavg"
 REAL = [c for c in COMMANDS if "run.sh" in c.text and not re.search(NO_RUN, c.text)]
 
 
