@@ -43,6 +43,7 @@ def settings(*words: object, **variables: str) -> arguments.Settings:
 
 def test_a_simulation_without_ray_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "ray", raising=False)  # of another test
     with pytest.raises(SetupError, match="ENGINE=simulation needs Ray: install "):
         checks.check(settings(ENGINE="simulation"))
     assert checks.check(settings(1, ENGINE="deployment", WARM="1")) is None

@@ -318,7 +318,7 @@ def test_a_client_is_told_where_its_data_is(project: Path) -> None:
 
     follow(project, "Folders of pictures")
     follow(project, "Data on other machines")
-    (command,) = re.findall(r"^flower-supernode .*--node-config '(.*)'$", PAGE, re.M)
+    (command,) = re.findall(r"^flower-supernode .*\\\n +--node-config '(.*)'$", PAGE, re.M)
     node = parse_config_args([command])
     code = f"""
 import types, client

@@ -24,7 +24,10 @@ from typing import Any
 import starter
 
 POLL = "FLOWER_EXAMPLE_POLL"  # the environment variable with a SuperNode's seconds between two looks for a message
-FLOWER = ("flwr.cli.app", "flwr.superlink.cli", "flwr.supernode.cli", "flwr.supercore.cli", "flwr.clientapp")
+FLOWER = (
+    *("flwr.cli.app", "flwr.superlink.cli", "flwr.supernode.cli", "flwr.supercore.cli", "flwr.clientapp"),
+    *("flwr.supernode.main", "httpcore"),  # which they import when they are called
+)
 FOR_APPS = ("torch", "torch._dynamo", "torch.utils.data", "flwr.serverapp.strategy")  # _dynamo: for the first optimizer
 SUPERNODE = "flwr.supernode.start_client_internal"
 COMMANDS = {e.name: e for e in importlib.metadata.distribution("flwr").entry_points if e.group == "console_scripts"}
