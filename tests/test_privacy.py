@@ -264,7 +264,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Launch:
     """With personal layers, too, so that one run of the engine shows both."""
     folder = copy_example("advanced_example", tmp_path_factory.mktemp("private") / "advanced_example")
     words = ("dp-noise=2.0", "dp-clip=0.01", "personal-layers=fc3")
-    run = finished(folder, 4, 4, 4, 3, *words, data_dir=data_dir, ENGINE="simulation")
+    run = finished(folder, 4, 4, 4, 3, *words, data_dir=data_dir)
     assert run.process.returncode == 0, run.stdout + run.stderr
     return run
 

@@ -82,12 +82,12 @@ def project(tmp_path: Path) -> Path:
 
 
 def run(folder: Path, *words: object, data_dir: Path | None = None) -> Launch:
-    """Check the project, and run it in a simulation."""
+    """Check the project, and run it."""
     status, said = check(folder, data_dir or folder.parent, "--quick")
     assert status == 0, said
     assert marks(said) <= {"ok", "risk"}
     data = {"data_dir": data_dir} if data_dir else {"data_dir": folder.parent, "DATASET": ""}
-    done = finished(folder, *words, cwd=folder.parent, ENGINE="simulation", **data)
+    done = finished(folder, *words, cwd=folder.parent, **data)
     assert done.process.returncode == 0, done.stdout + done.stderr
     assert (folder / "runs" / "latest").resolve() == done.run_dir
     return done

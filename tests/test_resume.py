@@ -29,7 +29,7 @@ ARGUMENTS = (3, 2, 2, 4, "strategy=fedadam", "server-learning-rate=0.05", "warmu
 def whole(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Launch:
     """The run that nothing happens to."""
     folder = copy_example("advanced_example", tmp_path_factory.mktemp("whole") / "advanced_example")
-    run = finished(folder, *ARGUMENTS, data_dir=data_dir, ENGINE="simulation")
+    run = finished(folder, *ARGUMENTS, data_dir=data_dir)
     assert run.process.returncode == 0, run.stdout + run.stderr
     return run
 
@@ -102,20 +102,21 @@ def without_times(rounds: list[dict]) -> list[dict]:
 
 
 @pytest.mark.parametrize(
-    ("kill", "rounds"),
+    ("kill", "rounds", "engine"),
     [
-        (kill_everything, 3),  # and it goes on to the end of round 4
-        pytest.param(kill_superlink, 4, marks=pytest.mark.slow),
-        pytest.param(kill_server, 4, marks=pytest.mark.slow),
-        pytest.param(kill_launcher, 4, marks=pytest.mark.slow),
-        pytest.param(interrupt, 4, marks=pytest.mark.slow),
+        (kill_everything, 3, "deployment"),  # and it goes on to the end of round 4
+        pytest.param(kill_everything, 3, "simulation", marks=pytest.mark.slow),
+        pytest.param(kill_superlink, 4, "simulation", marks=pytest.mark.slow),
+        pytest.param(kill_server, 4, "simulation", marks=pytest.mark.slow),
+        pytest.param(kill_launcher, 4, "simulation", marks=pytest.mark.slow),
+        pytest.param(interrupt, 4, "simulation", marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_run_ends_as_if_nothing_had_been(
-    kill, rounds: int, whole: Launch, advanced: Path, data_dir: Path, tmp_path: Path
+    kill, rounds: int, engine: str, whole: Launch, advanced: Path, data_dir: Path, tmp_path: Path
 ) -> None:
     """By whatever name it is called; from another place, too."""
-    killed = killed_in_round_3(advanced, data_dir, kill, rounds=rounds)
+    killed = killed_in_round_3(advanced, data_dir, kill, engine, rounds=rounds)
     assert [entry["round"] for entry in killed.history["rounds"]][:3] == [0, 1, 2]
     assert "model_sha256" not in killed.history
     command = f"To go on after its last whole round: ./run.sh resume={killed.run_dir.name}\n"
@@ -123,7 +124,7 @@ def test_a_killed_run_ends_as_if_nothing_had_been(
     shutil.rmtree(killed.run_dir / "logs")  # tidied away
     # What clients, server and launcher had begun in round 3 is not there. ROUNDS is the total.
     words = ("resume=latest",) if rounds == 4 else (*ARGUMENTS[:4], f"resume={killed.run_dir.name}")
-    resumed = finished(advanced, *words, data_dir=data_dir, cwd=tmp_path, DATASET="auto", ENGINE="simulation")
+    resumed = finished(advanced, *words, data_dir=data_dir, cwd=tmp_path, DATASET="auto", ENGINE=engine)
     assert resumed.process.returncode == 0, resumed.stdout + resumed.stderr
     assert killed.run_folders() == [killed.run_dir]  # the same folder
     assert killed.history["status"] == "completed"
@@ -136,9 +137,8 @@ def test_a_killed_run_ends_as_if_nothing_had_been(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kill", [kill_server, kill_everything])
-def test_it_goes_on_in_the_deployment_engine(kill, whole: Launch, advanced: Path, data_dir: Path) -> None:
-    killed = killed_in_round_3(advanced, data_dir, kill, "deployment")
+def test_it_goes_on_in_the_deployment_engine(whole: Launch, advanced: Path, data_dir: Path) -> None:
+    killed = killed_in_round_3(advanced, data_dir, kill_server, "deployment")
     resumed = finished(advanced, "resume=latest", data_dir=data_dir)
     assert resumed.process.returncode == 0, resumed.stdout + resumed.stderr
     assert killed.history["engine"] == "deployment"
