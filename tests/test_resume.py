@@ -217,8 +217,8 @@ def test_changed_settings_are_refused(arguments: tuple, words: str, whole: Launc
 
 
 def test_another_engine_is_refused(whole: Launch) -> None:
-    with pytest.raises(UsageError, match="ENGINE was simulation"):
-        check(whole.folder, "resume=latest", ENGINE="deployment")
+    with pytest.raises(UsageError, match="ENGINE was deployment"):
+        check(whole.folder, "resume=latest", ENGINE="simulation")
 
 
 def test_kept_keys_are_checked_where_they_are_used(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,9 +247,11 @@ def test_the_command_that_goes_on_is_said(
     assert capsys.readouterr() == ("", command if said else "")
 
 
-def test_a_simulation_can_not_become_secure(whole: Launch) -> None:
+def test_a_simulation_can_not_become_secure(copy: Path) -> None:
+    (run_dir,) = copy.glob("runs/2*")
+    history.save(run_dir, {**history.load(run_dir), "engine": "simulation"})
     with pytest.raises(UsageError, match="which has no connections to secure"):
-        check(whole.folder, 3, 2, 2, 5, "resume=latest", SECURE="1")
+        check(copy, 3, 2, 2, 5, "resume=latest", SECURE="1")
 
 
 def test_it_is_said_in_one_line(copy: Path, data_dir: Path) -> None:
@@ -323,7 +325,7 @@ def test_what_the_ended_processes_left_is_out_of_the_way(copy: Path) -> None:
     (run_dir / "clients.json").write_text('{"partition-of": {}, "lost": [1]}')
     settings = check(copy, 3, 2, 2, 5, "resume=latest")
     assert settings.lock is not None
-    assert (settings.engine, settings.dataset, settings.clients) == ("simulation", "synthetic", 3)
+    assert (settings.engine, settings.dataset, settings.clients) == ("deployment", "synthetic", 3)
     assert (settings.rounds, settings.config["resume"], settings.config["strategy"]) == (5, "", "fedadam")
     assert (run_dir / "logs-2/mark").exists()
     assert list((run_dir / "logs").iterdir()) == []
