@@ -5,6 +5,7 @@ launcher/extension.py lists these functions, and says when each is called.
 
 import json
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -131,6 +132,8 @@ def federation(run: Any) -> dict[str, Any]:
 
 
 def cleanup(run: Any) -> None:
+    if joined:
+        shutil.rmtree(f"{run.temporary}-node", ignore_errors=True)  # of a fork server that was ended as it started
     if joined and run.history["status"] == "completed":
         print(f"  on {joined}", flush=True)
     if any(entry.get("memory") for entry in run.history["rounds"]):
