@@ -81,7 +81,7 @@ def command(run: Launch, pattern: str) -> list[str]:
     [
         (r"flower-supernode.*partition-id=1", "client-1 ended with status -9; 1 of 2 clients are left"),
         (r"flower-superlink", "the SuperLink ended with status -9"),
-        (r"launcher/warm\.py", "the process that starts the others was killed"),
+        (r"launcher/warm\.py", "the process that starts the others has ended"),
         pytest.param(r"flower-superexec.*:PORT", "the server's superexec ended with status -9", marks=pytest.mark.slow),
     ],
     ids=["client", "SuperLink", "starter", "superexec"],

@@ -104,7 +104,7 @@ class Processes:
         """Return the exit status of a process, or None while it runs. Raises Failed where nobody can know."""
         while select.select([self.starter.stdout], [], [], 0)[0]:
             if not (received := os.read(self.starter.stdout.fileno(), 2**16)):
-                raise Failed("the process that starts the others was killed")
+                raise Failed("the process that starts the others has ended")
             *lines, self.unread = (self.unread + received).split(b"\n")
             for answer in map(json.loads, lines):
                 kind = self.pids if "pid" in answer else self.statuses
