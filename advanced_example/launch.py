@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from launcher.arguments import Settings
-from launcher.commands import Planned
 from launcher.processes import Failed
 from launcher.project import UsageError
 from launcher.screen import say
 from machines import instructions
 from refusals import check_model, check_personal, check_privacy, check_strategy, check_weights
 from resume import resumed
+from rounds import history
 from trust import (  # noqa: F401, the launcher finds them here
     connection,
     keys,
@@ -59,7 +59,7 @@ def check(settings: Settings) -> Settings:
     return settings
 
 
-def dry_run(run: Planned) -> None:
+def dry_run(run: Any) -> None:
     """Print how to run it on several machines."""
     if run.settings.engine == "deployment":
         print(f"\n{instructions(run)}", end="")
@@ -75,6 +75,8 @@ def prepare(run: Any) -> None:
     if run.settings.secure:
         from security import make_keys, write
 
+        run.history["secure"] = True
+        history.save(run.run_dir, run.history)
         if not keys(run).exists():  # a run that goes on may have them
             make_keys(keys(run), run.settings.clients)
         if not secret(run).exists():

@@ -6,6 +6,8 @@
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import tomli_w
 
@@ -56,11 +58,12 @@ REGISTER = """
 """
 
 
-def instructions(run: commands.Planned) -> str:
+def instructions(run: Any) -> str:
     """Return what to type where."""
     # Each machine starts Flower's own processes; what would be shared on one machine does not help.
-    run = replace(run, settings=replace(run.settings, warm=False), run_dir=HERE)
-    settings, port = run.settings, run.settings.port or PORT
+    settings = replace(run.settings, warm=False)
+    run = SimpleNamespace(settings=settings, extension=run.extension, run_dir=HERE)
+    port = settings.port or PORT
     data = "cifar10" if settings.dataset == "auto" else settings.dataset  # with "auto", machines could differ
     # The shell fills PWD in, since Flower wants a whole path here.
     trust = {"root-certificates": "$PWD/keys/ca.crt"} if settings.secure else {"insecure": True}

@@ -63,7 +63,7 @@ def prepare(run: Any) -> None:
     if config["isolation"]:
         sockets = [str(run.temporary / f"fork-{i}") for i in range(max(1, len(shared.gpus)))]
         environment[FORK_SERVER] = os.pathsep.join(sockets)
-        run.needed["fork-server"] = "fork server"
+        run.needed.add("fork-server")
         at_once = str(shared.slots if shared.gpus else 0)
         run.command("fork-server", [sys.executable, str(run.settings.folder / "fork_server.py"), at_once, *sockets])
 
@@ -79,7 +79,7 @@ def prepare_nodes(run: Any) -> None:
     environment[cluster.RUNTIME_ENV] = cluster.runtime_env(run.settings.folder, environment, FOR_NODES)
     environment |= {cluster.ADDRESS: joined.address, cluster.HOOK: "pool.join"}
     words = [environment["DATASET"], config["device"], str(int(config["isolation"])), str(ready_file(run))]
-    run.needed["nodes"] = "process that keeps the nodes of the cluster ready"
+    run.needed.add("nodes")
     run.command("nodes", [sys.executable, str(run.settings.folder / "nodes.py"), "serve", *words])
 
 

@@ -14,8 +14,8 @@ from paths import BASIC
 from runs import UNPRIVILEGED, Launch, copy_example, finished
 
 from launcher import arguments, checks
+from launcher.ending import tail
 from launcher.environment import SetupError
-from launcher.processes import tail
 
 MIB = 2**20
 

@@ -92,7 +92,7 @@ def test_a_client_says_what_it_has_computed_on(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_device_is_printed_once_and_before_the_rounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    printer = screen.Printer(tmp_path, 2)
+    printer = screen.Printer(tmp_path)
     entry = {"seconds": 1.0, "train": {"clients": 2, "failures": []}}
     for number in (1, 2):
         rounds = [{"round": i + 1, **entry} for i in range(number)]
@@ -150,7 +150,7 @@ def test_where_there_is_no_gpu_nobody_is_warned(line: str, status: int, nvidia_s
 
 def test_without_nvidia_smi_nobody_is_warned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    assert device.listed() is None
+    assert device.idle_gpu("cpu", {"device": "auto"}) is None
 
 
 def test_to_ask_takes_no_pytorch() -> None:

@@ -198,7 +198,7 @@ def prepared(asked: arguments.Settings, tmp_path: Path, monkeypatch: pytest.Monk
     """Return the run, after launch.py has prepared it: its environment, its history, and the fork server's command."""
     (tmp_path / "run").mkdir()
     run = SimpleNamespace(
-        **{"settings": asked, "run_dir": tmp_path / "run", "temporary": tmp_path, "needed": {}, "environment": {}},
+        **{"settings": asked, "run_dir": tmp_path / "run", "temporary": tmp_path, "needed": set(), "environment": {}},
         history={"rounds": []},
     )
     run.command = lambda name, command: setattr(run, "started", command[2:])

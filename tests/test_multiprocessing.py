@@ -115,7 +115,7 @@ def test_the_fork_server_is_killed(hanging: Launch) -> None:
     (server,) = [pid for pid in found if parent_of(pid) not in found]  # the other ones are its children
     os.kill(server, signal.SIGKILL)
     assert hanging.wait(30) == 1
-    assert "the fork server ended with status -9" in hanging.stderr
+    assert "fork-server ended with status -9" in hanging.stderr
     assert hanging.history["status"] == "failed"
     assert hanging.nothing_left()
 

@@ -18,10 +18,9 @@ def started(tmp_path: Path):
     run_dir = tmp_path / "runs" / "x"
     (run_dir / "logs").mkdir(parents=True)
     (tmp_path / "temporary").mkdir()
-    found = Processes(run_dir, tmp_path / "temporary", None, None, dict(os.environ))
+    found = Processes(run_dir, tmp_path / "temporary", "", None, dict(os.environ))
     yield found
-    if not found.starter.stdin.closed:
-        found.stop()
+    found.stop()
 
 
 def test_each_has_a_log_a_status_and_the_example_s_folder(started: Processes, tmp_path: Path) -> None:
@@ -42,12 +41,12 @@ def test_waiting_has_an_end(started: Processes) -> None:
 
 
 def test_who_ignores_a_request_is_killed_with_those_it_has_started(started: Processes, tmp_path: Path) -> None:
-    started.start("stubborn", ["sh", "-c", "trap '' TERM; sleep 60 & echo $!; while :; do sleep 1; done"])
+    started.start("stubborn", ["sh", "-c", "trap '' TERM; sleep 60 & echo $! $$; while :; do sleep 1; done"])
     started.start("orphan", ["sh", "-c", "sleep 60 & echo $!"])
     assert started.wait("orphan", 20) == 0
     while not started.log("stubborn").read_text():
         time.sleep(0.05)
-    pids = [started.pids["stubborn"], *(int(started.log(name).read_text()) for name in ("stubborn", "orphan"))]
+    pids = [int(pid) for name in ("stubborn", "orphan") for pid in started.log(name).read_text().split()]
     assert all(Path(f"/proc/{pid}").exists() for pid in pids)
     began = time.monotonic()
     started.stop()
@@ -63,7 +62,7 @@ from pathlib import Path
 from launcher.processes import Processes
 run_dir = Path(sys.argv[1], "runs", "x")
 (run_dir / "logs").mkdir(parents=True)
-started = Processes(run_dir, run_dir / "temporary", None, None, dict(os.environ))
+started = Processes(run_dir, run_dir / "temporary", "", None, dict(os.environ))
 names = [f"{i}{'x' * 100}" for i in range(500)]
 for name in names:
     started.start(name, ["true"], quiet=False)

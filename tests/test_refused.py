@@ -155,10 +155,3 @@ def test_the_table_says_each_reason_once(run: Launch, train: dict[str, Any]) -> 
         assert sum(line.endswith(f": {failure['reason']}") for line in lines) == 1
     raised = NAMES.index("raises")
     assert f"client {raised}: ZeroDivisionError: division by zero" in [line.strip() for line in lines]
-
-
-def test_the_last_line_counts_who_failed(run: Launch) -> None:
-    summary, failures = run.stdout.splitlines()[-2:]
-    assert summary.startswith("basic: 1 rounds, ")
-    assert failures.startswith("1 of 1 rounds with failures: client 2 (1x), client 3 (1x), ")
-    assert failures.endswith(", client None (1x)")

@@ -350,15 +350,6 @@ def test_a_report_that_fails_is_only_that(ended: SimpleNamespace, capsys: pytest
     assert capsys.readouterr().err == "WARNING: the picture or the report could not be made: no\n"
 
 
-def test_that_the_machine_slept_is_said(ended: SimpleNamespace, capsys: pytest.CaptureFixture) -> None:
-    ended.slept = 3.0
-    ending.explain(ended, RuntimeError("no heartbeat"))
-    assert capsys.readouterr().err == "error: no heartbeat\n"
-    ended.slept = 3600.0
-    ending.explain(ended, RuntimeError("no heartbeat"))
-    assert "The machine was asleep for 3600 s" in capsys.readouterr().err
-
-
 def test_a_report_can_be_interrupted_and_has_a_time_limit(ended: SimpleNamespace, capsys, monkeypatch) -> None:
     script = ended.run_dir / "tools" / "report.py"
     script.write_text("import time\ntime.sleep(60)\n")

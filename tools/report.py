@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "basic"))
 
 from launcher import environment  # noqa: E402
-from launcher.processes import tail  # noqa: E402
+from launcher.ending import tail  # noqa: E402
 from launcher.screen import STAND_IN  # noqa: E402
 from rounds.history import History, final, load, write_whole  # noqa: E402
 

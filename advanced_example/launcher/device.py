@@ -6,32 +6,19 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-ASK = """
-import torch
-try:
-    torch.cuda.init()
-    print("PyTorch can use it, and client.py does not")
-except Exception as error:
-    print(error)
-"""
+LIST = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+TRY = [sys.executable, "-c", "import torch; torch.cuda.init()"]
 
 
 def idle_gpu(device: str, config: Mapping[str, Any]) -> str | None:
     """Return what PyTorch says of the GPU where nvidia-smi lists one and the clients' `device` is "cpu", unasked."""
-    if device != "cpu" or config.get("device", "auto") not in ("auto", "cuda") or not (gpu := listed()):
-        return None
-    done = subprocess.run([sys.executable, "-c", ASK], stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    reason = (done.stdout.strip() or "no reason was found").splitlines()[0]
-    return f"nvidia-smi lists {gpu}, and the clients compute on the CPU: {reason}"
-
-
-def listed() -> str | None:
-    """Return the name of the first GPU that nvidia-smi lists, unless CUDA_VISIBLE_DEVICES hides them all."""
-    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        return None
+    asked = config.get("device", "auto") == "cpu" or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     try:
-        done = subprocess.run(query, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20, check=True)
+        listed = [] if asked or device != "cpu" else subprocess.check_output(LIST, text=True, timeout=20).splitlines()
     except (OSError, subprocess.SubprocessError):
         return None
-    return next((line for line in done.stdout.splitlines() if line not in ("", "No devices were found")), None)
+    if not listed or listed[0] in ("", "No devices were found"):
+        return None
+    reason = subprocess.run(TRY, capture_output=True, text=True).stderr.strip().rpartition("\n")[2]
+    reason = reason or "PyTorch can use it, and client.py does not"
+    return f"nvidia-smi lists {listed[0]}, and the clients compute on the CPU: {reason}"

@@ -32,9 +32,10 @@ def main(words: list[str]) -> int:
         if settings.secure and own.connection is extension.connection:
             raise UsageError("SECURE=1 is for an example that makes keys: advanced_example")
         settings = own.check(settings)
-        from launcher import commands, run  # they need the packages
+        from launcher.run import Run  # it needs the packages
 
-        return commands.dry_run(settings, own) if settings.dry_run else run.Run(settings, own).go()
+        run = Run(settings, own)
+        return run.show() if settings.dry_run else run.go()
     except Stopped as stopped:  # before anything was started
         return 128 + stopped.args[0]
     except UsageError as error:

@@ -1,16 +1,18 @@
 """Says how a run ended: one line on what came out, or why it failed; then draws its picture."""
 
+import contextlib
+import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
-from launcher.processes import Stopped, heed, ignore, stop, tail
-from launcher.screen import STAND_IN, Rounds, phases, say
+from launcher.processes import Stopped, heed, ignore, stop
+from launcher.screen import STAND_IN, say
 from rounds import history
 
 REPORT_TIMEOUT = 60.0  # seconds
-SLEPT = 20.0  # seconds between two looks at a run from which on the machine must have slept
 
 
 def summary(record: history.History, folder: Path) -> str:
@@ -19,32 +21,41 @@ def summary(record: history.History, folder: Path) -> str:
     dataset = STAND_IN if record["dataset"] == "synthetic" else record["dataset"]
     key = "loss" if history.final(record, "accuracy") is None else "accuracy"  # not every task has one
     value = history.final(record, key)
-    line = (
+    return (
         f"{record['example']}: {trained} rounds, {record['clients']} clients, dataset {dataset}, "
         f"{key} {'unknown' if value is None else f'{value:.3f}'}, {record['seconds']:.1f} s -> {folder}"
     )
-    return line + failed_rounds(record["rounds"])
 
 
-def failed_rounds(rounds: Rounds) -> str:
-    """Return who failed how often, as a second line; nothing where nobody did."""
-    failed = [{f["partition-id"] for _, phase in phases(entry) for f in phase["failures"]} for entry in rounds]
-    everybody = sorted(set().union(*failed), key=lambda who: (who is None, who))
-    times = {who: sum(who in one for one in failed) for who in everybody}
-    if not times:
-        return ""
-    who = ", ".join(f"client {client} ({count}x)" for client, count in times.items())
-    return f"\n{sum(map(bool, failed))} of {sum(e['round'] > 0 for e in rounds)} rounds with failures: {who}"
+def drop_part_of_model(model: Path) -> None:
+    """Remove a model.pt that was cut off, by a signal or a full disk. That makes room for the history, too."""
+    with contextlib.suppress(FileNotFoundError):
+        if model.read_bytes()[:4] in (b"", b"PK\3\4") and not zipfile.is_zipfile(model):
+            model.unlink()
+            say("WARNING: model.pt was cut off, as by a full disk, and is removed", error=True)
 
 
 def explain(run: Any, failure: BaseException) -> None:
     """Print why the run failed, and the part of the log that tells it."""
     say(f"error: {failure}", error=True)
-    if run.slept > SLEPT:
-        say(f"The machine was asleep for {run.slept:.0f} s; Flower gives a run up after a minute.", error=True)
     if log := getattr(failure, "log", None):
         path = run.processes.log(log)
         say(f"--- from {path}:\n{tail(path, f'{run.run_dir}/flwr-home/apps/')}", error=True)
+
+
+def tail(log: Path, own: str, lines: int = 25) -> str:
+    """Return the end of a log or, where it holds tracebacks, the one that tells the cause.
+
+    That is the last one with `own` code in it; else, of the last exception, what it was raised from.
+    """
+    written = log.read_text(errors="replace").rstrip() if log.exists() else ""
+    _, *blocks = re.split(r"(?=^Traceback \(most recent call last\):)", written, flags=re.MULTILINE)
+    cause = max(0, len(blocks) - 1)
+    while cause and blocks[cause - 1].endswith("was the direct cause of the following exception:\n\n"):
+        cause -= 1
+    tracebacks = [re.split(r"\n\n|\n\x1b", block)[0] for block in blocks]  # without what Flower has logged after it
+    telling = [one for one in tracebacks if own in one] or tracebacks[cause : cause + 1] or [written]
+    return "\n".join(telling[-1].splitlines()[-lines:])
 
 
 def report(run: Any) -> None:

@@ -1,7 +1,7 @@
 """Lists the functions with which an example can add to a run. It defines those it needs in a module of its own.
 
-`[tool.launcher] extension = "launch"` in pyproject.toml names that module. What it lacks is done as here. `run` has
-`settings` and `run_dir`, and from `prepare` on all of `Run` in run.py, such as `command` to start a process.
+`[tool.launcher] extension = "launch"` in pyproject.toml names that module. What it lacks is done as here. `run` is the
+Run of run.py: its `command` starts a process, `needed` holds the names of those that must live to the end.
 """
 
 import importlib

@@ -1,41 +1,29 @@
-"""Puts together the commands of a run in each of Flower's two engines, with their files and environment."""
+"""Puts together the commands of a run in each of Flower's two engines, with their files and environment.
+
+`run` is a Run; `settings`, `extension` and `run_dir` are what counts here.
+"""
 
 import os
-import shlex
 import socket
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import tomli_w
 
 import cifar_data
 from launcher.arguments import Settings
 from launcher.checks import cores
-from launcher.extension import Extension
-from launcher.screen import say
 from rounds import history
 
 HOST = "127.0.0.1"
 LOOKS = 40  # for messages in a second, by all clients together; more cost more than they save
-STRANGE = (
+STRANGE = {
     "RAY_ADDRESS",
     "RAY_NAMESPACE",
     "RAY_RUNTIME_ENV",
     "RAY_JOB_CONFIG_JSON_ENV_VAR",
     "FLWR_HOME",
     "FLWR_APP_DIR",
-)
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A run that is asked for: what its commands depend on."""
-
-    settings: Settings
-    extension: Extension
-    run_dir: Path
+}
 
 
 def ports(settings: Settings) -> list[int]:
@@ -58,26 +46,37 @@ def answers(port: int) -> bool:
         return one.connect_ex((HOST, port)) == 0
 
 
-def superlink(run: Planned, port: int, host: str = HOST) -> list[str]:
+def in_order(run: Any, port: int, client_ports: list[int]) -> dict[str, list[str]]:
+    """Return all commands of a run, by name, as they are started: the SuperLink, the clients, the run."""
+    found = {"superlink": superlink(run, port), "superlink-superexec": superexec(run, None, port)}
+    for i, own_port in enumerate(client_ports):
+        found[f"client-{i}"] = supernode(run, i, port, own_port)
+        found[f"client-{i}-superexec"] = superexec(run, i, own_port)
+    if not run.settings.warm:  # each starts its own
+        found = {name: command for name, command in found.items() if not name.endswith("-superexec")}
+    return {**found, "run": flwr_run(run)}
+
+
+def superlink(run: Any, port: int, host: str = HOST) -> list[str]:
     """The server's side: it passes messages on, and starts server.py."""
     simulation = ["--simulation"] if run.settings.engine == "simulation" else []
     address = ["--host", host, "--port", str(port), "--disable-runtime-dependency-installation"]
     return ["flower-superlink", *run.extension.superlink_arguments(run), *address, *simulation, *isolation(run)]
 
 
-def supernode(run: Planned, partition_id: int, port: int, own_port: int, host: str = HOST) -> list[str]:
+def supernode(run: Any, partition_id: int, port: int, own_port: int, host: str = HOST) -> list[str]:
     """A client's side: it asks the SuperLink for messages, and starts client.py for each."""
     node = f"partition-id={partition_id} num-partitions={run.settings.clients}"
     address = ["--superlink", f"{host}:{port}", "--port", str(own_port), "--node-config", node]
     return ["flower-supernode", *run.extension.supernode_arguments(run, partition_id), *address, *isolation(run)]
 
 
-def isolation(run: Planned) -> list[str]:
+def isolation(run: Any) -> list[str]:
     """Let a SuperLink or SuperNode wait for the superexec that the launcher starts, in place of starting its own."""
     return ["--isolation", "process"] if run.settings.warm else []
 
 
-def superexec(run: Planned, partition_id: int | None, port: int) -> list[str]:
+def superexec(run: Any, partition_id: int | None, port: int) -> list[str]:
     """What starts client.py, or, without a partition id, server.py, for the SuperNode or SuperLink at `port`."""
     options = run.extension.superexec_arguments(run, partition_id)
     return ["flower-superexec", *options, "--runtime-api-address", f"{HOST}:{port}"]
@@ -88,7 +87,7 @@ def at_once(settings: Settings) -> int:
     return max(1, min(settings.sampled, cores()))
 
 
-def flwr_run(run: Planned) -> list[str]:
+def flwr_run(run: Any) -> list[str]:
     """Sends the app to the SuperLink, and shows what server.py prints."""
     settings, config = run.settings, f"{run.run_dir}/run-config.toml"
     command = ["flwr", "run", str(settings.folder), "local", "--stream", "--run-config", config]
@@ -105,7 +104,7 @@ def outcome() -> list[str]:
     return ["flwr", "ls", "local", "--format", "json"]
 
 
-def files(run: Planned, port: int) -> dict[Path, dict[str, Any]]:
+def files(run: Any, port: int) -> dict[Path, dict[str, Any]]:
     """What Flower reads, as tables for TOML: the run config, and where the SuperLink is."""
     local = {"address": f"{HOST}:{port}", **run.extension.connection(run)}
     return {
@@ -140,21 +139,3 @@ def environment(settings: Settings, run_dir: Path, temporary: Path) -> dict[str,
         "PYTHONIOENCODING": "utf-8",  # Flower draws lines that other encodings lack
         "PYTHONUNBUFFERED": "1",
     }
-
-
-def dry_run(settings: Settings, extension: Extension) -> int:
-    """Print what a run would start and write."""
-    run = Planned(settings, extension, settings.run_dir or settings.folder / "runs" / "<UTC time>-<pid>")
-    port, *client_ports = ports(settings)
-    for path, table in files(run, port).items():
-        say(f"# {path}\n{tomli_w.dumps(table)}")
-    if settings.dataset in cifar_data.DATASETS:
-        say(f"# Where the data is not ready in {cifar_data.data_dir()}:")
-        say(f"+ {shlex.join([sys.executable, str(settings.folder / 'cifar_utils.py'), settings.dataset])}")
-    started = [superlink(run, port), *([superexec(run, None, port)] if settings.warm else [])]
-    for i, own_port in enumerate(client_ports):
-        started += [supernode(run, i, port, own_port), *([superexec(run, i, own_port)] if settings.warm else [])]
-    for command in (*started, flwr_run(run)):
-        say(f"+ {shlex.join(command)}")
-    extension.dry_run(run)
-    return 0

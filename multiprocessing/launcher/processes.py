@@ -1,23 +1,23 @@
 """Starts the processes of a run, each with a log of its own, and ends them, with all that they have started in turn."""
 
-import contextlib
 import json
 import os
-import re
 import select
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from launcher import session, starter
+from launcher import session
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+HEEDED = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # what nohup ignores stays so
+
 TITLE = 500  # bytes that the starter keeps free for a process's command, as `ps` shows it
 
 
@@ -33,6 +33,12 @@ class Stopped(BaseException):
     """A signal asked the launcher to stop."""
 
 
+def heed(handler: Any) -> None:
+    """Set a handler for the signals that end a run."""
+    for number in HEEDED:
+        signal.signal(number, handler)
+
+
 def stop(number: int, frame: FrameType | None) -> NoReturn:
     """Raise Stopped, once: what follows takes seconds, and must be whole."""
     heed(ignore)
@@ -43,43 +49,19 @@ def ignore(number: int, frame: FrameType | None) -> None:
     """Do nothing. With SIG_IGN in its place, Python would complain of a signal that came just before."""
 
 
-def heed(handler: Any) -> None:
-    """Set a handler for the signals that end a run; one that was ignored at the start, as by nohup, stays ignored."""
-    for number in SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN or number in heeded:
-            heeded.add(number)
-            signal.signal(number, handler)
-
-
-heeded: set[int] = set()
-
-
-@contextlib.contextmanager
-def late() -> Iterator[None]:
-    """Let a signal wait until this is over."""
-    came: list[int] = []
-    heed(lambda number, frame: came.append(number))
-    yield
-    heed(stop)
-    for number in came:
-        stop(number, None)
-
-
 class Processes:
-    """The processes of one run. A starter forks them in a session of their own, and ends them: see starter.py."""
+    """The processes of one run. A starter forks them in a session of their own: see starter.py."""
 
     def __init__(
-        self, run_dir: Path, temporary: Path, warm: str | None, lock: int | None, environment: dict[str, str]
+        self, run_dir: Path, temporary: Path, warm: str, lock: int | None, environment: dict[str, str]
     ) -> None:
-        """Start the starter. `warm` says what it imports before it forks: "apps", "flower", or None: nothing."""
+        """Start the starter. `warm` says what it imports before it forks: "apps", "flower", or nothing."""
         self.run_dir, self.temporary, self.environment = run_dir, temporary, environment
-        self.pids: dict[str, int] = {}  # of all that were started, by name
-        self.statuses: dict[str, int] = {}  # of those that have ended
+        self.statuses: dict[str, int] = {}  # of those that have ended, by name
         self.unread = b""
         script = Path(__file__).with_name("warm.py" if warm else "starter.py")
-        command = [sys.executable, str(script), str(run_dir), str(temporary), *([warm, "-" * TITLE] if warm else [])]
         self.starter = subprocess.Popen(
-            command,
+            [sys.executable, str(script), str(run_dir), str(temporary), *([warm, "-" * TITLE] if warm else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
@@ -93,7 +75,6 @@ class Processes:
         log = str(self.log(name)) if quiet else None
         order = {"name": name, "command": list(command), "log": log, "environment": self.environment}
         order["folder"] = str(self.run_dir.parents[1])  # the example's, so that relative paths in its code begin there
-        self.pids[name] = 0
         self.status(name)  # takes what it has answered: a pipe that is full would let each wait for the other
         try:
             self.starter.stdin.write(json.dumps(order).encode() + b"\n")
@@ -106,9 +87,7 @@ class Processes:
             if not (received := os.read(self.starter.stdout.fileno(), 2**16)):
                 raise Failed("the process that starts the others has ended")
             *lines, self.unread = (self.unread + received).split(b"\n")
-            for answer in map(json.loads, lines):
-                kind = self.pids if "pid" in answer else self.statuses
-                kind[answer["name"]] = answer.get("pid", answer.get("status"))
+            self.statuses.update(map(json.loads, lines))
         return self.statuses.get(name)
 
     def wait(self, name: str, timeout: float = float("inf")) -> int:
@@ -124,29 +103,9 @@ class Processes:
         return self.run_dir / "logs" / f"{name}.log"
 
     def stop(self) -> None:
-        """End everything, and the starter, which may be importing or may have been killed."""
+        """End everything: what has been started, the starter, and what that was about to start."""
         session.end(self.starter.pid)
-        with contextlib.suppress(OSError):
-            os.set_blocking(self.starter.stdin.fileno(), False)
-            self.starter.stdin.write(starter.END + b"\n")
-        self.starter.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.starter.wait(1)
         self.starter.kill()
         self.starter.wait()
+        session.end(self.starter.pid)
         shutil.rmtree(self.temporary, ignore_errors=True)
-
-
-def tail(log: Path, own: str, lines: int = 25) -> str:
-    """Return the end of a log or, where it holds tracebacks, the one that tells the cause.
-
-    That is the last one with `own` code in it; else, of the last exception, what it was raised from.
-    """
-    written = log.read_text(errors="replace").rstrip() if log.exists() else ""
-    _, *blocks = re.split(r"(?=^Traceback \(most recent call last\):)", written, flags=re.MULTILINE)
-    cause = max(0, len(blocks) - 1)
-    while cause and blocks[cause - 1].endswith("was the direct cause of the following exception:\n\n"):
-        cause -= 1
-    tracebacks = [re.split(r"\n\n|\n\x1b", block)[0] for block in blocks]  # without what Flower has logged after it
-    telling = [one for one in tracebacks if own in one] or tracebacks[cause : cause + 1] or [written]
-    return "\n".join(telling[-1].splitlines()[-lines:])

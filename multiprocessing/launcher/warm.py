@@ -42,9 +42,9 @@ printf '%s\\n' "$PPID$IFS$(readlink /proc/$$/fd/1)$IFS${0##*/}$IFS$*" > "${0%/*}
 class Warm(starter.Starter):
     """Forks in place of starting a fresh Python, also what superexecs ask for."""
 
-    def __init__(self, temporary: str) -> None:
-        super().__init__()
-        self.scripts = Path(temporary, "commands")
+    def __init__(self, run_dir: str, temporary: str) -> None:
+        super().__init__(run_dir, temporary)
+        self.scripts = self.temporary / "commands"
         self.scripts.mkdir()
         os.mkfifo(self.scripts / "asked")
         self.asked = os.open(self.scripts / "asked", os.O_RDWR | os.O_CLOEXEC)  # to write, too, or it would end at once
@@ -54,13 +54,12 @@ class Warm(starter.Starter):
                 (self.scripts / name).write_text(SCRIPT)
                 (self.scripts / name).chmod(0o700)
 
-    def start_asked(self) -> bool:
+    def start_asked(self) -> None:
         """Start what superexecs ask for; one that has ended in the meantime needs nothing."""
         for line in os.read(self.asked, 2**16).decode().rstrip("\n").split("\n"):
             superexec, log, *command = line.split("\037")
             if order := self.started.get(int(superexec)):
                 self.start({**order, "name": None, "log": log, "command": command})
-        return True
 
     def become(self, command: list[str]) -> None:
         """Call what one of Flower's commands would call in a fresh interpreter; execute any other command."""
@@ -130,18 +129,17 @@ def load(names: tuple[str, ...]) -> None:
     gc.freeze()  # a collection in a child would copy every page that it touches
 
 
-def main(run_dir: str, temporary: str, *words: str) -> None:
+def main(run_dir: str, temporary: str, kind: str, _: str) -> None:
     sys.path[:2] = [str(Path(sys.executable).parent)]  # as in Flower's commands: this folder's names are ours
-    warm = Warm(temporary)
-    starter.watch_launcher(run_dir, temporary)
+    warm = Warm(run_dir, temporary)
     warm.serve(patience=0)  # what makes the data ready needs nothing, and works during the imports
     load(FLOWER)
     if not replace_sleep():
         print("WARNING: this version of Flower waits in another way: rounds take longer", file=sys.stderr, flush=True)
     warm.serve(patience=0)  # a SuperLink needs no PyTorch
-    if "apps" in words:
+    if kind == "apps":
         load(FOR_APPS)
-    starter.main(warm, run_dir, temporary)
+    warm.serve()
 
 
 if __name__ == "__main__":
