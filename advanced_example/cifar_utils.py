@@ -172,10 +172,7 @@ def partition(
     if name not in PARTITIONERS:
         raise ValueError(f"unknown partitioner {name!r}; there are {', '.join(PARTITIONERS)}")
     if name in BY_CLASS and not are_classes(labels):
-        others = " or ".join(other for other in PARTITIONERS if other not in BY_CLASS)
-        raise ValueError(
-            f"{name!r} needs one class an example; labels are {labels.dtype} {labels.shape}: take {others}"
-        )
+        raise ValueError(f"{name!r} needs one class an example; labels are {labels.dtype} {labels.shape}: take iid")
     rng = np.random.default_rng([seed, num_partitions])
     if MIN_EXAMPLES * num_partitions <= len(labels):
         for _ in range(100):

@@ -45,7 +45,7 @@ def test_examples_without_a_class_are_divided(name: str, targets: np.ndarray, tm
 @each_target
 @pytest.mark.parametrize("name", ["dirichlet", "shards"])
 def test_what_goes_by_classes_says_so(name: str, targets: np.ndarray) -> None:
-    said = f"{name!r} needs one class an example; labels are {targets.dtype} {targets.shape}: take iid or quantity"
+    said = f"{name!r} needs one class an example; labels are {targets.dtype} {targets.shape}: take iid"
     with pytest.raises(ValueError, match=re.escape(said)):
         partitions.count(targets, 5, {**CONFIG, "partitioner": name})
 
