@@ -68,7 +68,7 @@ def prepare(run):
 
 def after_superlink(run):
     with (run.run_dir / "hooks").open("a") as file:
-        file.write(f"after {list(run.processes.pids)}\\n")
+        file.write(f"after {[log.stem for log in (run.run_dir / 'logs').iterdir()]}\\n")
 
 
 def supernode_arguments(run, partition_id):
