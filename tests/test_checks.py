@@ -58,7 +58,7 @@ def test_a_port_that_is_in_use_is_refused(basic: Path, data_dir: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         line = refused(basic, data_dir=data_dir, PORT=str(port))
-    assert line.startswith(f"port {port} is in use: stop what listens there")
+    assert line.startswith(f"port {port} can't be used (Address already in use): leave PORT out")
     checks.check(settings(PORT=str(port)))  # it is free again
 
 

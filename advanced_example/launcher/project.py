@@ -1,12 +1,13 @@
 """Reads pyproject.toml, and words of the command line as values of the types and ranges that it names."""
 
-import math
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 KEYS = ("min-clients", "sampled-clients", "num-server-rounds")  # of the run config, that numbers alone can set
+TYPES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 class UsageError(ValueError):
@@ -19,23 +20,17 @@ def read_project(folder: Path) -> dict[str, Any]:
     try:
         project = tomllib.loads(path.read_text(encoding="utf-8"))
         config, launcher = run_config(project), project["tool"]["launcher"]
-        whole = {"clients": launcher["clients"], **{key: config[key] for key in KEYS}}
-        names = [project["project"]["name"], *(launcher[key] for key in ("engine", "dataset"))]
-        names.append(launcher.get("extension", ""))
-        for key, value in config.items():
-            if not isinstance(value, str | int | float):
-                raise ValueError(f"{key} must be text, a number, true or false, not {value}")
-        for key, allowed in ranges(project).items():
-            convert(key, text(config[key]), config[key], allowed)
-    except (OSError, ValueError, TypeError, AttributeError, IndexError) as error:  # TOML's own errors are ValueErrors
-        raise UsageError(f"{path} can't be read: {error}") from None
+        for key, value in (("clients", launcher["clients"]), *((key, config[key]) for key in KEYS)):
+            positive(repr(value), key)  # text has quotes there
+        for key in {**config, **ranges(project)}:
+            convert(key, text(config[key]), project)
+        names = project["project"]["name"], launcher["engine"], launcher["dataset"], launcher.get("extension", "")
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError(f"name, engine, dataset and extension must be text, not {names}")
     except KeyError as error:
         raise UsageError(f"{path} lacks {error}: compare it with the one of `basic`") from None
-    for key, value in whole.items():
-        if type(value) is not int or value < 1:
-            raise UsageError(f"{path}: {key} must be a whole number from 1 on, not {value!r}")
-    if not all(isinstance(name, str) for name in names):
-        raise UsageError(f"{path}: name, engine, dataset and extension must be text, not {names}")
+    except (OSError, ValueError, TypeError, AttributeError, IndexError) as error:  # TOML's own errors are ValueErrors
+        raise UsageError(f"{path} can't be read: {error}") from None
     return project
 
 
@@ -56,47 +51,37 @@ def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-# --- Words as values -------------------------------------------------------------------------------------------------
-
-
-def split_pairs(words: list[str], defaults: Mapping[str, Any]) -> list[tuple[str, str]]:
-    pairs = [(key, value) for key, _, value in (word.partition("=") for word in words)]
-    for key, _ in pairs:
-        if key not in defaults:
-            raise UsageError(f"unknown key {shorten(key)!r}; there are {', '.join(defaults)}")
-        if [name for name, _ in pairs].count(key) > 1:
-            raise UsageError(f"{key} is given twice")
-    return pairs
-
-
-def convert(key: str, word: str, default: Any, allowed: list[Any] | None) -> Any:
-    """Return a word with the type of its default, within what is allowed: [least, most], or a list of names."""
-    kind = type(default)
+def convert(key: str, word: str, project: dict[str, Any]) -> Any:
+    """Return a word as a value of the run config: with the type of its default, in its range or among its names."""
+    defaults, allowed = run_config(project), ranges(project).get(key)
+    if key not in defaults:
+        raise UsageError(f"unknown key {shorten(key)!r}; there are {', '.join(defaults)}")
+    if key in KEYS:
+        return positive(word, key)
+    kind = type(defaults[key])
+    if kind not in TYPES:
+        raise UsageError(f"{key} must be {', '.join(TYPES.values())}, not {shorten(word)}")
     try:
         value = {"true": True, "false": False}[word.lower()] if kind is bool else kind(word)
         word.encode()  # bytes that are no UTF-8 could not be written down
-        if kind is float and not math.isfinite(value):
-            raise ValueError
-    except (KeyError, ValueError, TypeError):
-        names = {bool: "true or false", int: "a whole number", float: "a number", str: "text in UTF-8"}
-        like = f", such as {text(default)}" if default != "" else ""
-        raise UsageError(f"{key} must be {names.get(kind, kind.__name__)}{like}, not {shorten(word)!r}") from None
-    if allowed and isinstance(value, str):
-        choice(key, value, allowed)
-    elif allowed and not allowed[0] <= value <= allowed[1]:
-        raise UsageError(f"{key} must be from {allowed[0]} to {allowed[1]}, not {text(value)}")
+    except (KeyError, ValueError):
+        raise UsageError(f"{key} must be {TYPES[kind]}, such as {text(defaults[key])}, not {shorten(word)!r}") from None
+    if allowed and kind is str:
+        return choice(key, value, allowed)
+    if allowed and not allowed[0] <= value <= allowed[1]:
+        raise UsageError(f"{key} must be from {allowed[0]} to {allowed[1]}, not {shorten(word)}")
     return value
 
 
-def choice(name: str, word: str, allowed: Any) -> str:
+def choice(name: str, word: str, allowed: Iterable[str]) -> str:
     if word not in allowed:
         raise UsageError(f"{name} must be one of {', '.join(dict.fromkeys(allowed))}, not {shorten(word)!r}")
     return word
 
 
-def positive(word: str, name: str) -> int:
-    if not (word.isascii() and word.isdecimal() and len(word) < 8 and 0 < int(word) <= 1_000_000):
-        raise UsageError(f"{name} must be a whole number from 1 to 1000000, not {shorten(word)!r}")
+def positive(word: str, name: str, most: int = 1_000_000) -> int:
+    if not re.fullmatch("[0-9]{1,7}", word) or not 0 < int(word) <= most:
+        raise UsageError(f"{name} must be a whole number from 1 to {most}, not {shorten(word)!r}")
     return int(word)
 
 

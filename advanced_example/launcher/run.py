@@ -7,7 +7,6 @@ import signal
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import tomli_w
@@ -110,7 +109,7 @@ class Run(Watched):
             self.history.update(dataset=data["name"], dataset_source=data["source"], examples=examples)
             self.environment["DATASET"] = data["name"]
             say(f"Data: {STAND_IN if data['name'] == 'synthetic' else data['name']}, from {data['source']}")
-        self.history["command"] = replace(self.settings, dataset=self.history["dataset"]).command
+        self.history["command"] = self.settings.command
         history.save(self.run_dir, self.history)
         self.extension.prepare(self)
 
