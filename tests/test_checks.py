@@ -41,14 +41,6 @@ def settings(*words: object, **variables: str) -> arguments.Settings:
 # --- Packages and ports ----------------------------------------------------------------------------------------------
 
 
-def test_a_simulation_without_ray_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    monkeypatch.delitem(sys.modules, "ray", raising=False)  # of another test
-    with pytest.raises(SetupError, match="ENGINE=simulation needs Ray: install "):
-        checks.check(settings(ENGINE="simulation"))
-    assert checks.check(settings(1, ENGINE="deployment", WARM="1")) is None
-
-
 def test_it_imports_no_pytorch() -> None:
     code = "import sys; from launcher import checks; sys.exit('torch' in sys.modules or 'flwr' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=BASIC, check=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_data import DATASETS, data_dir
-from launcher.project import KEYS, UsageError, choice, convert, positive, read_project, run_config, shorten, text
+from launcher.project import COUNT, KEYS, UsageError, convert, ranges, read_project, run_config, shorten, text
 
 ENGINES = ("deployment", "simulation")
 COUNTS = ("CLIENTS", "MIN_CLIENTS", "SAMPLED", "ROUNDS")
@@ -88,10 +88,12 @@ def parse(words: list[str], folder: Path, environment: Mapping[str, str] = os.en
     numbers = [word for word in options.words if "=" not in word]
     if len(numbers) > len(COUNTS):
         raise UsageError(f"{len(numbers)} numbers, but there are {len(COUNTS)} to give: {' '.join(COUNTS)}")
-    counts = [positive(word, name) for word, name in zip(numbers, COUNTS, strict=False)]
+    counts = [convert(name, word, 1, COUNT) for word, name in zip(numbers, COUNTS, strict=False)]
     given: dict[str, Any] = dict(zip(("CLIENTS", *KEYS), counts, strict=False))
     for key, word in (word.split("=", 1) for word in options.words if "=" in word):
-        given[key] = convert(key, word, project)
+        if key not in defaults:
+            raise UsageError(f"unknown key {shorten(key)!r}; there are {', '.join(defaults)}")
+        given[key] = convert(key, word, defaults[key], ranges(project).get(key))
     clients = given.get("CLIENTS", launcher["clients"])
     least = given.get("min-clients", min(defaults["min-clients"], clients))
     sampled = given.get("sampled-clients", min(defaults["sampled-clients"], least))
@@ -101,29 +103,30 @@ def parse(words: list[str], folder: Path, environment: Mapping[str, str] = os.en
         raise UsageError(f"SAMPLED ({sampled}) is more than MIN_CLIENTS ({least}): a round samples those it waits for")
     config = {key: given.get(key, value) for key, value in defaults.items()}
 
-    engine = choice("ENGINE", environment.get("ENGINE") or launcher["engine"], ENGINES)
-    secure = environment.get("SECURE", "") not in ("", "0")
+    asked = {name: value for name, value in environment.items() if value}  # empty means unset
+    engine = convert("ENGINE", asked.get("ENGINE", launcher["engine"]), "", ENGINES)
+    secure = asked.get("SECURE", "0") != "0"
     if secure and engine != "deployment":
         raise UsageError("SECURE=1 goes with ENGINE=deployment: a simulation has no connections to secure")
     try:
         data_dir()
     except RuntimeError as error:
         raise UsageError(str(error)) from None
-    variables = {name: environment[name] for name in ("ENGINE", "DATASET", "SECURE") if environment.get(name)}
+    variables = [f"{name}={asked[name]}" for name in ("ENGINE", "DATASET", "SECURE") if name in asked]
     return Settings(
         folder=folder,
         example=project["project"]["name"],
         engine=engine,
         clients=clients,
         config={**config, "min-clients": least, "sampled-clients": sampled},
-        dataset=choice("DATASET", environment.get("DATASET") or launcher["dataset"], (*DATASETS, launcher["dataset"])),
-        port=positive(environment["PORT"], "PORT", 65535) if environment.get("PORT") else None,
+        dataset=convert("DATASET", asked.get("DATASET", launcher["dataset"]), "", (*DATASETS, launcher["dataset"])),
+        port=convert("PORT", asked["PORT"], 1, (1, 65535)) if "PORT" in asked else None,
         verbose=options.verbose,
         dry_run=options.dry_run,
         secure=secure,
         # macOS's frameworks don't survive a fork; without the file, or the wish, each process is a fresh Python
         warm=environment.get("WARM") != "0" and sys.platform == "linux" and (folder / "launcher" / "warm.py").exists(),
-        command=shlex.join([*(f"{name}={value}" for name, value in variables.items()), "./run.sh", *words]),
+        command=shlex.join([*variables, "./run.sh", *words]),
         project=project,
-        given=frozenset({*given, *(name for name in ("ENGINE", "DATASET") if variables.get(name, "auto") != "auto")}),
+        given=frozenset({*given, *(name for name in ("ENGINE", "DATASET") if asked.get(name, "auto") != "auto")}),
     )

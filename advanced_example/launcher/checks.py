@@ -1,7 +1,6 @@
 """Refuses what would make a run fail later, such as too little memory; knows the limits of machine or container."""
 
 import contextlib
-import importlib.util
 import math
 import os
 import re
@@ -22,14 +21,13 @@ SHORT = 24  # bytes of a path that leave room for the names of Ray's sockets, wh
 
 def check(settings: Settings) -> str | None:
     """Return a warning, or None. Raises SetupError, with what to type, where the run can't work."""
-    if settings.engine == "simulation" and not importlib.util.find_spec("ray"):
-        raise SetupError("ENGINE=simulation needs Ray: install requirements.txt, which asks for flwr[simulation]")
     if settings.port:
         try:
             socket.create_server(("127.0.0.1", settings.port)).close()
         except OSError as error:
-            fault = f"port {settings.port} can't be used ({os.strerror(error.errno)})"
-            raise SetupError(f"{fault}: leave PORT out, and a free one is taken") from None
+            raise SetupError(
+                f"port {settings.port} can't be used ({os.strerror(error.errno)}): leave PORT out"
+            ) from None
     temporary_place()
     limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most if most != resource.RLIM_INFINITY else max(limit, 2**16), most))
@@ -40,13 +38,8 @@ def check(settings: Settings) -> str | None:
     total, free = machine_memory()
     said = f"{settings.clients} clients need about {needed} MiB of memory"
     if needed > total:
-        raise SetupError(
-            f"{said}, and there are {total:.0f}: take fewer, or ENGINE=simulation, which plays them in turn"
-        )
+        raise SetupError(f"{said}, and there are {total:.0f}: take fewer, or ENGINE=simulation, where they take turns")
     return f"{said}, and {free:.0f} are free now" if needed > free else None
-
-
-# --- The machine, or the container that this process is in -----------------------------------------------------------
 
 
 def cores(root: Path = Path("/")) -> int:

@@ -101,17 +101,29 @@ def install(venv: Path, requirements: Path) -> None:
     backend = environ.get("TORCH_BACKEND") or environ.pop("UV_TORCH_BACKEND", "") or "auto"
     python, what = venv / "bin" / "python", ["-r", requirements, *([] if sys.stdout.isatty() else ["--quiet"])]
     uv = [*UV, "pip", "install", "--compile-bytecode", "--python", python, *what]
-    attempts = [(f"Installing {requirements}", [*uv, f"--torch-backend={backend}"])]
-    if backend == "auto":
-        attempts += [("PyTorch's own index can't be used: taking its usual build (on Linux the one for GPUs)", uv)]
-        attempts += [("uv can't be used: pip installs, in minutes", [python, "-m", "pip", "install", *what])]
-    for said, command in attempts:
+    attempts = {  # what is said: what is tried. The later ones put anew what a failed one has left half-done
+        f"Installing {requirements}": [*uv, f"--torch-backend={backend}"],
+        "PyTorch's index can't be used: taking its usual build (on Linux the one for GPUs)": [*uv, "--reinstall"],
+        "uv can't do it: pip tries, for minutes": [
+            python,
+            "-m",
+            "pip",
+            "install",
+            "--retries=1",
+            "--force-reinstall",
+            *what,
+        ],
+    }
+    for said, command in attempts.items():
         print(said, flush=True)
-        if by_pip := command[0] == python:
-            run([python, "-m", "ensurepip"])
+        by_pip = command[0] == python
+        if by_pip and run([python, "-m", "ensurepip"]).returncode != 0:
+            break
         if subprocess.run(command, env=environ).returncode == 0:
             (venv / STATE).write_text(str(venv) if by_pip else "")  # pip's scripts name their Python
             return
+        if backend != "auto":
+            break
     raise SetupError(f"can't install {requirements}, for the reason above")
 
 

@@ -1,12 +1,12 @@
 """Reads pyproject.toml, and words of the command line as values of the types and ranges that it names."""
 
-import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 KEYS = ("min-clients", "sampled-clients", "num-server-rounds")  # of the run config, that numbers alone can set
+COUNT = (1, 1_000_000)  # the least and the most that they may be
 TYPES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -21,9 +21,10 @@ def read_project(folder: Path) -> dict[str, Any]:
         project = tomllib.loads(path.read_text(encoding="utf-8"))
         config, launcher = run_config(project), project["tool"]["launcher"]
         for key, value in (("clients", launcher["clients"]), *((key, config[key]) for key in KEYS)):
-            positive(repr(value), key)  # text has quotes there
-        for key in {**config, **ranges(project)}:
-            convert(key, text(config[key]), project)
+            convert(key, repr(value), 1, COUNT)  # text has quotes there
+        limits = ranges(project)
+        for key in {**config, **limits}:
+            convert(key, text(config[key]), config[key], limits.get(key))
         names = project["project"]["name"], launcher["engine"], launcher["dataset"], launcher.get("extension", "")
         if not all(isinstance(name, str) for name in names):
             raise TypeError(f"name, engine, dataset and extension must be text, not {names}")
@@ -41,7 +42,7 @@ def run_config(project: dict[str, Any]) -> dict[str, Any]:
 
 def ranges(project: dict[str, Any]) -> dict[str, Any]:
     """Return what keys of the run config may be, from [tool.launcher.values]."""
-    return flat(project["tool"]["launcher"].get("values", {}))
+    return {**dict.fromkeys(KEYS, COUNT), **flat(project["tool"]["launcher"].get("values", {}))}
 
 
 def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -51,38 +52,22 @@ def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def convert(key: str, word: str, project: dict[str, Any]) -> Any:
-    """Return a word as a value of the run config: with the type of its default, in its range or among its names."""
-    defaults, allowed = run_config(project), ranges(project).get(key)
-    if key not in defaults:
-        raise UsageError(f"unknown key {shorten(key)!r}; there are {', '.join(defaults)}")
-    if key in KEYS:
-        return positive(word, key)
-    kind = type(defaults[key])
-    if kind not in TYPES:
-        raise UsageError(f"{key} must be {', '.join(TYPES.values())}, not {shorten(word)}")
+def convert(name: str, word: str, default: Any, allowed: Sequence[Any] | None = None) -> Any:
+    """Return a word with the type of a default, if it is allowed: (least, most), or names. Raises UsageError."""
+    kind = type(default)
     try:
         value = {"true": True, "false": False}[word.lower()] if kind is bool else kind(word)
         word.encode()  # bytes that are no UTF-8 could not be written down
-    except (KeyError, ValueError):
-        raise UsageError(f"{key} must be {TYPES[kind]}, such as {text(defaults[key])}, not {shorten(word)!r}") from None
+    except (KeyError, ValueError, TypeError):
+        value = None
+    wanted, good = TYPES.get(kind, "text, a number, true or false"), kind in TYPES and value is not None
     if allowed and kind is str:
-        return choice(key, value, allowed)
-    if allowed and not allowed[0] <= value <= allowed[1]:
-        raise UsageError(f"{key} must be from {allowed[0]} to {allowed[1]}, not {shorten(word)}")
+        wanted, good = f"one of {', '.join(dict.fromkeys(allowed))}", value in allowed
+    elif allowed:
+        wanted, good = f"{wanted} from {allowed[0]} to {allowed[1]}", good and allowed[0] <= value <= allowed[1]
+    if not good:
+        raise UsageError(f"{name} must be {wanted}, not {shorten(word)!r}")
     return value
-
-
-def choice(name: str, word: str, allowed: Iterable[str]) -> str:
-    if word not in allowed:
-        raise UsageError(f"{name} must be one of {', '.join(dict.fromkeys(allowed))}, not {shorten(word)!r}")
-    return word
-
-
-def positive(word: str, name: str, most: int = 1_000_000) -> int:
-    if not re.fullmatch("[0-9]{1,7}", word) or not 0 < int(word) <= most:
-        raise UsageError(f"{name} must be a whole number from 1 to {most}, not {shorten(word)!r}")
-    return int(word)
 
 
 def text(value: Any) -> str:
