@@ -32,12 +32,11 @@ def ensure(folder: Path, requirements: str = "requirements.txt") -> None:
     That is .venv, in the collection or, where it stands alone, in `folder`; made if it is missing or can't be used.
     """
     home = folder.parent if (folder.parent / "tools" / "sync.py").is_file() else folder
-    wanted = (home if (home / requirements).is_file() else folder) / requirements
+    venv, wanted = home / ".venv", home / requirements
     if not (lacking := missing(wanted)):
         return
     if os.environ.get("PYTHON"):
         raise SetupError(f"PYTHON={sys.executable} lacks {', '.join(lacking)}: `pip install -r {wanted}` there")
-    venv = home / ".venv"
     if not usable(venv) or missing(wanted, venv):
         if not os.access(home, os.W_OK):
             raise SetupError(f"can't write to {home}: copy it to a place of your own, and start it there")
@@ -101,26 +100,18 @@ def install(venv: Path, requirements: Path) -> None:
     backend = environ.get("TORCH_BACKEND") or environ.pop("UV_TORCH_BACKEND", "") or "auto"
     python, what = venv / "bin" / "python", ["-r", requirements, *([] if sys.stdout.isatty() else ["--quiet"])]
     uv = [*UV, "pip", "install", "--compile-bytecode", "--python", python, *what]
+    pip = [python, "-m", "pip", "install", "--retries=1", "--force-reinstall", *what]
     attempts = {  # what is said: what is tried. The later ones put anew what a failed one has left half-done
         f"Installing {requirements}": [*uv, f"--torch-backend={backend}"],
         "PyTorch's index can't be used: taking its usual build (on Linux the one for GPUs)": [*uv, "--reinstall"],
-        "uv can't do it: pip tries, for minutes": [
-            python,
-            "-m",
-            "pip",
-            "install",
-            "--retries=1",
-            "--force-reinstall",
-            *what,
-        ],
+        "uv can't do it: pip tries, for minutes": pip,
     }
     for said, command in attempts.items():
         print(said, flush=True)
-        by_pip = command[0] == python
-        if by_pip and run([python, "-m", "ensurepip"]).returncode != 0:
+        if command is pip and run([python, "-m", "ensurepip"]).returncode != 0:
             break
         if subprocess.run(command, env=environ).returncode == 0:
-            (venv / STATE).write_text(str(venv) if by_pip else "")  # pip's scripts name their Python
+            (venv / STATE).write_text(str(venv) if command is pip else "")  # pip's scripts name their Python
             return
         if backend != "auto":
             break
