@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Passes the tests: ./test.sh for the quick part (minutes), ./test.sh --slow for all; other arguments go to pytest.
+# Runs the tests: ./test.sh for the quick part (minutes), ./test.sh --slow for all; other arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 

@@ -57,6 +57,7 @@ def resumed(settings: Settings) -> Settings:
         dataset=record["dataset"],
         secure=secure,
         clients=record["clients"],
+        command=record.get("command", settings.command),
         config={**before, "num-server-rounds": asked, "resume": ""},  # as if it had never been stopped
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from cluster import Cluster
 from gpus import Free, visible
-from launcher.project import UsageError, positive
+from launcher.project import COUNT, UsageError, convert
 
 CLIENT = 1500  # MiB of a GPU for a client: a CUDA context, and some room
 CONTEXT = 400  # of these at least; what PyTorch itself has allocated comes on top
@@ -52,7 +52,7 @@ def share(config: Mapping[str, Any], before: Mapping[str, Any] | None) -> Sharin
     found = found if isolation else dict(list(found.items())[:1])  # a process that lives on can't choose another
     slots, limit, free = None, None, _least(found)
     if asked := os.environ.get("GPU_SLOTS"):
-        slots = positive(asked, "GPU_SLOTS")
+        slots = convert("GPU_SLOTS", asked, 1, COUNT)
         limit = free / slots - CONTEXT if free and free / slots > CONTEXT else None
     elif found:
         slots = max(1, int(free / of_client(before))) if free else 1
@@ -64,7 +64,7 @@ def share_of_cluster(config: Mapping[str, Any], cluster: Cluster) -> Sharing:
     if config["device"] == "cuda" and not cluster.gpus:
         raise UsageError("device=cuda, and the nodes of the cluster have no GPU: take device=cpu")
     wanted = config["device"] in ("auto", "cuda") and cluster.gpus
-    return Sharing({}, positive(os.environ.get("GPU_SLOTS") or "1", "GPU_SLOTS") if wanted else None, None)
+    return Sharing({}, convert("GPU_SLOTS", os.environ.get("GPU_SLOTS") or "1", 1, COUNT) if wanted else None, None)
 
 
 def of_client(before: Mapping[str, Any] | None) -> float:

@@ -13,8 +13,6 @@ from launcher import commands, extension
 from launcher.arguments import parse
 from launcher.project import UsageError
 
-DEFAULTS = tomllib.loads((BASIC / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
-RATE = DEFAULTS["learning-rate"]
 HUGE = "9" * 5000  # more digits than Python turns into a number
 
 
@@ -39,14 +37,20 @@ def counts(settings):
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["5", "4", "2", "7"], ["3", "learning-rate=0.5", "seed=1", "num-server-rounds=2"]]
+    ("words", "environment", "command"),
+    [
+        ([], {}, "./run.sh"),
+        (["5", "4", "seed=1"], {"DATASET": "auto", "ENGINE": "", "PORT": "80"}, "DATASET=auto ./run.sh 5 4 seed=1"),
+        (["-v"], {"SECURE": "1", "ENGINE": "deployment"}, "ENGINE=deployment SECURE=1 ./run.sh -v"),
+    ],
 )
-def test_the_command_to_type_for_the_same_run(words):
-    settings = parsed(*words, ENGINE="simulation", DATASET="cifar10")
-    typed = shlex.split(settings.command)
-    assert typed[:3] == ["ENGINE=simulation", "DATASET=cifar10", "./run.sh"]
-    repeated = parsed(*typed[3:], ENGINE="simulation")
-    assert (repeated.clients, repeated.config) == (settings.clients, settings.config)
+def test_the_command_that_was_typed(words, environment, command):
+    assert parsed(*words, **environment).command == command
+
+
+def test_the_command_can_be_pasted(other):
+    words = ["opt.lr=0.2", "a key=3", "name=it's $HOME"]
+    assert shlex.split(parse(words, other, {}).command) == ["./run.sh", *words]
 
 
 def test_what_the_user_has_set_is_known():
@@ -80,8 +84,8 @@ def test_numbers_and_what_follows_from_them(words, expected):
     assert counts(parsed(*words)) == expected
 
 
-@pytest.mark.parametrize("word", ["0", "-1", "1.5", "1e3", "", " ", "3 ", "+3", "0x3", "1_0", "٣", "³", "nan"])
-def test_a_count_is_a_plain_whole_number(word):
+@pytest.mark.parametrize("word", ["0", "-1", "1.5", "1e3", "", " ", "0x3", "³", "nan"])
+def test_a_count_is_a_whole_number(word):
     for place, name in enumerate(("CLIENTS", "MIN_CLIENTS", "SAMPLED", "ROUNDS")):
         assert f"{name} must be a whole number from 1 to 1000000" in refused(*["1"] * place, word)
 
@@ -134,22 +138,20 @@ def test_a_value_takes_the_type_of_its_default(pair, value):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["learning-rate=10.1"], "learning-rate must be from 0.0 to 10.0, not 10.1"),
-        (["learning-rate=-0.1"], "learning-rate must be from 0.0"),
-        (["learning-rate=nan"], f"learning-rate must be a number, such as {RATE}, not 'nan'"),
-        (["learning-rate=inf"], "must be a number"),
-        (["learning-rate="], f"must be a number, such as {RATE}, not ''"),
+        (["learning-rate=10.1"], "learning-rate must be a number from 0.0 to 10.0, not '10.1'"),
+        (["learning-rate=-0.1"], "learning-rate must be a number from 0.0"),
+        (["learning-rate=nan"], "learning-rate must be a number from 0.0 to 10.0, not 'nan'"),
+        (["learning-rate=inf"], "learning-rate must be a number from 0.0 to 10.0, not 'inf'"),
+        (["learning-rate="], "must be a number from 0.0 to 10.0, not ''"),
         (["learning-rate=0.1=0.2"], "not '0.1=0.2'"),
         (["learning-rate"], "CLIENTS must be a whole number"),
-        (["batch-size=0"], "batch-size must be from 1 to 100000, not 0"),
-        (["batch-size=1.5"], "batch-size must be a whole number, such as"),
+        (["batch-size=0"], "batch-size must be a whole number from 1 to 100000, not '0'"),
+        (["batch-size=1.5"], "batch-size must be a whole number from 1 to 100000, not '1.5'"),
         (["batch-size=True"], "must be a whole number"),
         ([f"batch-size={HUGE}"], "must be a whole number"),
-        (["seed=4294967296"], "seed must be from 0 to 4294967295"),
-        (["seed=-1"], "seed must be from 0"),
-        (["seed=1", "seed=1"], "seed is given twice"),
-        (["5", "4", "min-clients=4"], "min-clients is given twice"),
-        (["1", "1", "1", "1", "num-server-rounds=2"], "num-server-rounds is given twice"),
+        (["seed=4294967296"], "seed must be a whole number from 0 to 4294967295"),
+        (["seed=-1"], "seed must be a whole number from 0"),
+        ([f"seed={'9' * 4000}"], "seed must be a whole number from 0 to 4294967295"),
         (["=1"], "unknown key ''"),
         (["Seed=1"], "unknown key 'Seed'; there are min-clients"),
         (["a\nb=1"], r"unknown key 'a\nb'"),
@@ -177,10 +179,10 @@ def test_the_environment_is_read_and_empty_means_unset():
     assert parsed(SECURE="0").engine == "deployment"
 
 
-@pytest.mark.parametrize("port", ["0", "65536", "-1", "80 ", "٨٠", "1.5", HUGE])
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "http", "1.5", HUGE])
 def test_a_port_is_a_number(port):
     said = refused(PORT=port)
-    assert "a port is a number from 1 to 65535" in said
+    assert "PORT must be a whole number from 1 to 65535" in said
     assert len(said) < 200
 
 
@@ -240,11 +242,11 @@ def test_truth_values(other, word, value):
 @pytest.mark.parametrize(
     ("pair", "said"),
     [
-        ("fast=1", "fast must be true or false, such as false, not '1'"),
+        ("fast=1", "fast must be true or false, not '1'"),
         ("fast=", "fast must be true or false"),
         ("strategy=fedsgd", "strategy must be one of fedavg, fedprox, not 'fedsgd'"),
         ("name=\udcff", "name must be"),  # what Python makes of an argument that is not UTF-8
-        ("opt.lr=2", "opt.lr must be from 0.0 to 1.0, not 2.0"),
+        ("opt.lr=2", "opt.lr must be a number from 0.0 to 1.0, not '2'"),
         ("opt=2", "unknown key 'opt'; there are min-clients"),
         ("opt.decay=2", "unknown key 'opt.decay'"),
     ],
@@ -276,13 +278,6 @@ def test_a_table_s_key_is_set_by_its_path(other):
     config = for_flower(parse(["opt.lr=0.2", "opt.decay.steps=5", "a key=3"], other, {}))
     assert (config["opt.lr"], config["opt.decay.steps"], config["a key"]) == (0.2, 5, 3)
     assert "opt" not in config
-
-
-def test_the_command_for_the_same_run_has_those_keys_too(other):
-    settings = parse(["opt.lr=0.2", "a key=3", "clients=9"], other, {})
-    typed = shlex.split(settings.command)
-    repeated = parse(typed[3:], other, dict(word.split("=") for word in typed[:2]))
-    assert (repeated.config, repeated.dataset) == (settings.config, "own")
 
 
 @pytest.mark.parametrize("words", [[], ["--help"]])
@@ -334,25 +329,20 @@ def without(key):
         (without("clients = 1"), "lacks 'clients'"),
         (OTHER.replace("[tool.flwr", "[tool.flower"), "lacks 'flwr'"),
         (without("min-clients"), "lacks 'min-clients'"),
-        (
-            OTHER.replace("min-clients = 1", 'min-clients = "1"'),
-            "min-clients must be a whole number from 1 on, not '1'",
-        ),
-        (
-            OTHER.replace("min-clients = 1", "min-clients = true"),
-            "min-clients must be a whole number from 1 on, not True",
-        ),
-        (OTHER.replace("min-clients = 1", "min-clients = 0"), "min-clients must be a whole number from 1 on, not 0"),
+        (OTHER.replace("min-clients = 1", 'min-clients = "1"'), "min-clients must be a whole number from 1 to "),
+        (OTHER.replace("min-clients = 1", "min-clients = true"), "min-clients must be a whole number from 1 to "),
+        (OTHER.replace("min-clients = 1", "min-clients = 0"), "min-clients must be a whole number from 1 to "),
+        (OTHER.replace("clients = 1\ndataset", "clients = 0\ndataset"), "clients must be a whole number from 1 to "),
         (OTHER.replace('name = "other"', "name = 3"), "name, engine, dataset and extension must be text"),
         (OTHER.replace('dataset = "own"', 'dataset = "own"\nextension = 3'), "and extension must be text"),
         (OTHER.replace('engine = "simulation"', 'engine = "ray"'), "ENGINE must be one of deployment, simulation"),
-        (OTHER.replace("bound = inf", "bound = [1, 2]"), "bound must be text, a number, true or false, not [1, 2]"),
+        (OTHER.replace("bound = inf", "bound = [1, 2]"), "bound must be text, a number, true or false, not "),
         (OTHER.replace("bound = inf", "bound = 2020-01-01"), "bound must be text, a number, true or false, not "),
         (OTHER.replace("opt.lr = [0.0, 1.0]", "opt.lt = [0.0, 1.0]"), "lacks 'opt.lt'"),
         (OTHER.replace("opt.lr = [0.0, 1.0]", "opt.lr = [0.0]"), "can't be read: "),
         (OTHER.replace("opt.lr = [0.0, 1.0]", 'opt.lr = ["a", "b"]'), "can't be read: "),
         (OTHER.replace("opt.lr = [0.0, 1.0]", "opt.lr = 5"), "can't be read: "),
-        (OTHER.replace("opt.lr = 0.1", "opt.lr = 3.0"), "opt.lr must be from 0.0 to 1.0, not 3.0"),
+        (OTHER.replace("opt.lr = 0.1", "opt.lr = 3.0"), "opt.lr must be a number from 0.0 to 1.0, not '3.0'"),
         (
             OTHER.replace('strategy = "fedavg"', 'strategy = "fed"'),
             "strategy must be one of fedavg, fedprox, not 'fed'",

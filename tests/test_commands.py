@@ -40,7 +40,7 @@ def ask(*words, script=ROOT / "run.sh", **environment):
         (["5", "3", "4"], "SAMPLED (4) is more than MIN_CLIENTS (3)"),
         (["3", "4"], "MIN_CLIENTS (4) is more than CLIENTS (3)"),
         (["learning_rate=0.1"], "unknown key 'learning_rate'; there are min-clients, sampled-clients"),
-        (["batch-size=many"], "batch-size must be a whole number, such as"),
+        (["batch-size=many"], "batch-size must be a whole number from 1 to 100000, not 'many'"),
         (["--fast"], "unrecognized arguments: --fast; ./run.sh --help lists what there is"),
         (["x"], "there is no example 'x'; there are: "),
         (["tests"], "there is no example 'tests'; there are: "),
@@ -75,7 +75,7 @@ def test_help_goes_to_stdout(words):
     [
         ({"ENGINE": "ray"}, "ENGINE must be one of deployment, simulation, not 'ray'"),
         ({"DATASET": "mnist"}, "DATASET must be one of auto, cifar10, synthetic, not 'mnist'"),
-        ({"PORT": "http"}, "PORT=http: a port is a number from 1 to 65535"),
+        ({"PORT": "http"}, "PORT must be a whole number from 1 to 65535, not 'http'"),
         ({"DATA_DIR": "~nosuch/x"}, "DATA_DIR=~nosuch/x: there is no such user"),
         ({"SECURE": "1"}, "SECURE=1 is for an example that makes keys: advanced_example"),
     ],

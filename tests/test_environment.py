@@ -42,10 +42,9 @@ def test_the_first_command_makes_it_and_says_so(made):
     copy, (status, out, err) = made
     assert (status, err) == (0, "")
     first, second, last = out.splitlines()
-    assert first == f"Setting up {copy.venv}, once"
-    assert second == f"Installing {copy.folder / 'requirements.txt'}: little to download, seconds"
+    assert re.match(rf"Setting up {re.escape(str(copy.venv))}, once: about [\d.]+ GB to download", first)
+    assert second == f"Installing {copy.folder / 'requirements.txt'}"
     assert last == copy.works()
-    assert (copy.folder / ".venv.lock").read_text() == ""
     assert list(copy.venv.glob("lib/python3*/site-packages/__pycache__/tiny_thing.*.pyc"))
 
 
@@ -151,7 +150,7 @@ def test_pip_puts_uv_into_the_environment(copy):
     )
     status, out, err = copy.run()
     assert (status, out.splitlines()[-1], err) == (0, copy.works(), "")
-    assert "with pip" not in out
+    assert "pip tries" not in out
     check_moved(copy)
 
 
@@ -162,11 +161,16 @@ def test_pip_installs_where_uv_cannot(copy, uv):
         (copy.path / "uv").write_text("#!/bin/sh\necho 'error: not in this version of Python' >&2\nexit 127\n")
         (copy.path / "uv").chmod(0o755)
     status, out, err = copy.run()
-    assert (status, out.splitlines()[-1], err) == (0, copy.works(), "")
-    assert "with pip, in minutes, since uv can't (" in out
+    assert (status, out.splitlines()[-1]) == (0, copy.works()), err
+    assert ("not in this version of Python" if uv == "broken" else "No such file") in err
+    assert "uv can't do it: pip tries" in out
     assert copy.script() == str(copy.venv)
-    assert (copy.folder / ".venv.lock").read_text() == str(copy.venv / "bin" / "python")  # it can't be moved
     assert copy.offline() == (0, copy.works() + "\n", "")
+    copy.folder = copy.folder.rename(copy.folder.with_name("a new name"))
+    status, out, err = copy.run()
+    assert (status, out.splitlines()[-1]) == (0, copy.works()), err
+    assert "Setting up" in out  # what pip has installed can't be moved
+    assert copy.script() == str(copy.venv)
 
 
 # --- Moved, broken off, or made twice at once ------------------------------------------------------------------------
@@ -191,32 +195,19 @@ def test_a_folder_that_is_moved(copy):
     check_moved(copy)
 
 
-def test_one_that_cannot_be_moved_is_made_again(copy):
-    assert copy.run()[0] == 0
-    (copy.folder / ".venv.lock").write_text("/where it was/.venv/bin/python")
-    (copy.venv / "leftover").touch()
-    status, out, err = copy.run()
-    assert (status, out.splitlines()[-1]) == (0, copy.works()), err
-    assert not (copy.venv / "leftover").exists()
-
-
 @pytest.mark.parametrize("inside", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_what_was_broken_off_is_made_again(copy, inside):
     """Also where the half-made one is active."""
     status, _, err = copy.offline()
     assert status == 1
     assert "Traceback" not in err
-    assert re.search(
-        r"^error: can't install .*, see above: no network, or no disk space \([\d.]+ GB free\)\?$", err, re.M
-    )
+    assert re.search(r"^error: can't install .*, for the reason above$", err, re.M)
     assert "tiny-thing" in err
     (copy.venv / "leftover").touch()
-    assert (copy.folder / ".venv.lock").read_text() == "unfinished"
 
     status, out, err = copy.run(python=copy.venv / "bin" / "python" if inside else sys.executable)
     assert (status, out.splitlines()[-1]) == (0, copy.works()), err
     assert not (copy.venv / "leftover").exists()
-    assert (copy.folder / ".venv.lock").read_text() == ""
 
 
 def test_two_at_once_where_the_old_python_is_gone(copy):
@@ -231,8 +222,7 @@ def test_two_at_once_where_the_old_python_is_gone(copy):
 def test_a_disk_without_locks(copy):
     no_locks = "import fcntl\ndef flock(*_): raise OSError(37, 'No locks available')\nfcntl.flock = flock\n"
     status, out, err = copy.run(**copy.patch(no_locks))
-    assert (status, out.splitlines()[-1]) == (0, copy.works())
-    assert err.splitlines()[0].startswith(f"WARNING: can't lock {copy.folder} (No locks available)")
+    assert (status, out.splitlines()[-1], err) == (0, copy.works(), "")
 
 
 # --- Clear errors ----------------------------------------------------------------------------------------------------

@@ -327,6 +327,7 @@ def test_what_the_ended_processes_left_is_out_of_the_way(copy: Path) -> None:
     assert settings.lock is not None
     assert (settings.engine, settings.dataset, settings.clients) == ("deployment", "synthetic", 3)
     assert (settings.rounds, settings.config["resume"], settings.config["strategy"]) == (5, "", "fedadam")
+    assert settings.command == history.load(run_dir)["command"]  # not the one with resume=latest
     assert (run_dir / "logs-2/mark").exists()
     assert list((run_dir / "logs").iterdir()) == []
     assert not any((run_dir / name).exists() for name in (".checkpoint.pt-123", "clients.json", "flwr-home"))

@@ -124,7 +124,6 @@ def test_the_build_that_fits(copy, index, settings, build):
     status, out, err = copy.run(BUILD, **index.settings(), **settings)
     assert (status, err) == (0, "")
     assert re.fullmatch(build, out.splitlines()[-1])
-    assert "1.5 GB on disk" in out
 
 
 @on_linux
@@ -140,11 +139,12 @@ def test_the_build_that_fits(copy, index, settings, build):
 def test_the_usual_build_where_pytorch_s_own_index_does_not_answer(copy, index, pytorch, settings):
     index.pytorch = pytorch
     status, out, err = copy.run(BUILD, **index.settings(), **settings)
-    assert (status, err) == (0, "")
-    lines = out.splitlines()
-    assert re.match(r"PyTorch's own index can't be used \(\w.*\): its usual build comes", lines[1])
-    assert "6 GB on disk" in lines[2]
-    assert lines[3:] == ["usual"]
+    assert status == 0, err
+    assert "Failed to fetch: https://" in err  # uv's own reason
+    assert out.splitlines()[2:] == [
+        "PyTorch's index can't be used: taking its usual build (on Linux the one for GPUs)",
+        "usual",
+    ]
 
 
 def test_a_build_that_was_asked_for_is_not_replaced(copy, index):
@@ -152,12 +152,8 @@ def test_a_build_that_was_asked_for_is_not_replaced(copy, index):
     status, _, err = copy.run(BUILD, **index.settings(), TORCH_BACKEND="cpu")
     assert status == 1
     assert "Failed to fetch: https://" in err
-    assert err.splitlines()[-1] == "can't install with TORCH_BACKEND=cpu, for the reason above"
-
-
-def test_macos_has_no_choice_to_make(copy, index):
-    status, out, err = copy.run(BUILD, **index.settings(), **copy.patch("import sys; sys.platform = 'darwin'"))
-    assert (status, out.splitlines()[-1]) == (0, "usual"), err
+    assert err.splitlines()[-1] == f"error: can't install {copy.folder / 'requirements.txt'}, for the reason above"
+    assert not (copy.venv / "bin" / "torch").exists()
 
 
 def test_the_user_s_index_is_pip_s_too(copy, index):

@@ -16,18 +16,15 @@ from launcher.screen import say  # noqa: E402
 
 def main(words: list[str]) -> int:
     """Return the exit status: 0 completed, 1 failed, 2 wrong arguments, 128+N ended by signal N."""
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:  # closed, by `>&-`: the next file that is opened would be taken for it
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    while (number := os.open(os.devnull, os.O_RDWR)) < 3:  # closed, by `>&-`: the next file would be taken for it
+        os.set_inheritable(number, True)
+    os.close(number)
     for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.reconfigure(errors="backslashreplace")  # what a terminal can't show must not end a run
     heed(stop)
     try:
         settings = arguments.parse(words, FOLDER)
-        if not settings.dry_run:
-            environment.ensure(FOLDER)
+        environment.ensure(FOLDER)
         own = extension.load(settings.project)
         if settings.secure and own.connection is extension.connection:
             raise UsageError("SECURE=1 is for an example that makes keys: advanced_example")
@@ -38,17 +35,9 @@ def main(words: list[str]) -> int:
         return run.show() if settings.dry_run else run.go()
     except Stopped as stopped:  # before anything was started
         return 128 + stopped.args[0]
-    except UsageError as error:
+    except (UsageError, OSError, RuntimeError) as error:  # SetupError is one
         say(f"error: {error}", error=True)
-        return 2
-    except ModuleNotFoundError as error:
-        if "--dry-run" not in words:
-            raise
-        say(f"error: to check that takes {error.name}: a run without --dry-run installs it", error=True)
-        return 1
-    except (OSError, RuntimeError) as error:  # SetupError is one
-        say(f"error: {error}", error=True)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     finally:
         heed(signal.SIG_IGN)  # the exit status stands
 

@@ -1,8 +1,6 @@
 """Refuses what would make a run fail later, such as too little memory; knows the limits of machine or container."""
 
 import contextlib
-import errno
-import importlib.util
 import math
 import os
 import re
@@ -23,83 +21,64 @@ SHORT = 24  # bytes of a path that leave room for the names of Ray's sockets, wh
 
 def check(settings: Settings) -> str | None:
     """Return a warning, or None. Raises SetupError, with what to type, where the run can't work."""
-    if settings.engine == "simulation" and not importlib.util.find_spec("ray"):
-        raise SetupError("ENGINE=simulation needs Ray: install requirements.txt, which asks for flwr[simulation]")
     if settings.port:
-        check_port(settings.port)
+        try:
+            socket.create_server(("127.0.0.1", settings.port)).close()
+        except OSError as error:
+            raise SetupError(
+                f"port {settings.port} can't be used ({os.strerror(error.errno)}): leave PORT out"
+            ) from None
     temporary_place()
     limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most if most != resource.RLIM_INFINITY else max(limit, 2**16), most))
-    needed, (total, free) = memory(settings), machine_memory()
-    said = f"{settings.clients} clients need about {needed:.0f} MiB of memory"
-    if needed > total:
-        raise SetupError(
-            f"{said}, and there are {total:.0f}: take fewer, or ENGINE=simulation, which plays them in turn"
-        )
-    return f"{said}, and {free:.0f} are free now" if needed > free else None
-
-
-def check_port(port: int) -> None:
-    with socket.socket() as one:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that have ended don't matter
-        try:
-            one.bind(("127.0.0.1", port))
-        except OSError as error:
-            used = "is in use: stop what listens there" if error.errno == errno.EADDRINUSE else "can't be used"
-            said = f"port {port} {used} ({error.strerror}), or leave PORT out and a free one is taken"
-            raise SetupError(said) from None
-
-
-def memory(settings: Settings) -> float:
-    """Return the MiB that a run takes at its peak, roughly."""
     if settings.engine == "simulation":
-        return BASE["simulation"] + min(settings.sampled, cores()) * WORK[False]
-    return BASE["deployment"] + settings.clients * CLIENT[settings.warm] + settings.sampled * WORK[settings.warm]
-
-
-# --- The machine, or the container that this process is in -----------------------------------------------------------
+        needed = BASE["simulation"] + min(settings.sampled, cores()) * WORK[False]
+    else:
+        needed = BASE["deployment"] + settings.clients * CLIENT[settings.warm] + settings.sampled * WORK[settings.warm]
+    total, free = machine_memory()
+    said = f"{settings.clients} clients need about {needed} MiB of memory"
+    if needed > total:
+        raise SetupError(f"{said}, and there are {total:.0f}: take fewer, or ENGINE=simulation, where they take turns")
+    return f"{said}, and {free:.0f} are free now" if needed > free else None
 
 
 def cores(root: Path = Path("/")) -> int:
     """Return how many cores this process may use: by its affinity, and by its control group's share of time."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for folder in control_groups("cpu", root):
-        with contextlib.suppress(OSError, ValueError):
-            if (folder / "cpu.max").exists():
-                quota, period = (folder / "cpu.max").read_text().split()
-            else:
-                quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-            if float(quota) > 0:  # "max" is no number, -1 no limit
-                allowed = min(allowed, math.ceil(float(quota) / float(period)))
-    return max(1, allowed)
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        for texts in control_group_files("cpu", names, root):
+            quota, period = " ".join(texts).split()
+            if quota not in ("max", "-1"):  # no limit
+                allowed = min(allowed, math.ceil(int(quota) / int(period)))
+    return allowed
 
 
 def machine_memory(root: Path = Path("/")) -> tuple[float, float]:
     """Return the MiB that this machine has, or that its control group may take, and those that are free, with swap."""
     total = free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**20
     with contextlib.suppress(OSError):  # not Linux
-        lines = (line.split() for line in (root / "proc/meminfo").read_text().splitlines())
-        known = {words[0].rstrip(":"): int(words[1]) / 1024 for words in lines}
+        lines = re.findall(r"(\w+): +(\d+) kB", (root / "proc/meminfo").read_text())
+        known = {name: int(kib) / 1024 for name, kib in lines}
         total, free = known["MemTotal"] + known["SwapTotal"], known["MemAvailable"] + known["SwapFree"]
-    for folder in control_groups("memory", root):
-        for name, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
-            with contextlib.suppress(OSError, ValueError):
-                limit, taken = (int((folder / one).read_text()) / 2**20 for one in (name, used))
-                stale = re.findall(r"(?m)^(?:total_)?inactive_file (\d+)", (folder / "memory.stat").read_text())
-                taken -= max(map(int, stale), default=0) / 2**20  # copies of files, which give way
-                total, free = min(total, limit), min(free, max(0, limit - taken))
+    for names in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+        for limit, used, stat in control_group_files("memory", (*names, "memory.stat"), root):
+            if limit.strip() != "max":
+                files = re.findall(r"(?m)^(?:total_)?inactive_file (\d+)", stat)  # copies of files, which give way
+                unused = int(limit) - int(used) + max(map(int, files), default=0)
+                total, free = min(total, int(limit) / 2**20), min(free, max(0, unused / 2**20))
     return total, free
 
 
-def control_groups(controller: str, root: Path) -> Iterator[Path]:
-    """Yield the folders, of version 1 or 2, of this process's control group and those above: their limits hold."""
-    with contextlib.suppress(OSError):
+def control_group_files(controller: str, names: tuple[str, ...], root: Path) -> Iterator[list[str]]:
+    """Yield what stands in these files of this process's control group, and in those of the groups above it."""
+    with contextlib.suppress(OSError):  # not Linux
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             _, controllers, group = line.split(":", 2)
-            if not controllers or controller in controllers.split(","):
+            if controller in (controllers or controller).split(","):  # version 2 does not name them
                 mount = root / "sys/fs/cgroup" / (controller if controllers else ".")
                 for folder in (Path(group), *Path(group).parents):
-                    yield mount / folder.relative_to("/")
+                    with contextlib.suppress(OSError):  # this version of control groups lacks the files
+                        yield [(mount / folder.relative_to("/") / name).read_text() for name in names]
 
 
 def temporary_place() -> str:

@@ -10,22 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from cifar_data import DATASETS, data_dir
-from launcher.project import (
-    KEYS,
-    UsageError,
-    choice,
-    convert,
-    positive,
-    ranges,
-    read_project,
-    run_config,
-    shorten,
-    split_pairs,
-    text,
-)
+from launcher.project import COUNT, KEYS, UsageError, convert, ranges, read_project, run_config, shorten, text
 
 ENGINES = ("deployment", "simulation")
-COUNTS = dict(zip(("CLIENTS", "MIN_CLIENTS", "SAMPLED", "ROUNDS"), ("", *KEYS), strict=True))  # and their config keys
+COUNTS = ("CLIENTS", "MIN_CLIENTS", "SAMPLED", "ROUNDS")
 USAGE = "./run.sh [CLIENTS] [MIN_CLIENTS] [SAMPLED] [ROUNDS] [key=value ...] [--dry-run] [-v]"
 HELP = """\
   CLIENTS      how many clients are started                                (default {})
@@ -55,8 +43,9 @@ class Settings:
     dry_run: bool
     secure: bool
     warm: bool
+    command: str  # what the user has typed, to be pasted in the example's folder
     project: dict[str, Any] = field(repr=False)  # pyproject.toml
-    given: frozenset[str] = frozenset()  # keys of the run config, and CLIENTS, ENGINE, DATASET, that the user has set
+    given: frozenset[str]  # keys of the run config, and CLIENTS, ENGINE, DATASET, that the user has set
     run_dir: Path | None = None  # of a run that goes on, and the lock on it; else a new one
     lock: int | None = None
 
@@ -72,15 +61,6 @@ class Settings:
     def rounds(self) -> int:
         return self.config["num-server-rounds"]
 
-    @property
-    def command(self) -> str:
-        """What to type, in the example's folder, for the same run: all that differs from the defaults."""
-        defaults = run_config(self.project)
-        pairs = [f"{k}={text(v)}" for k, v in self.config.items() if k not in KEYS and v != defaults.get(k)]
-        counts = [str(self.clients), *(str(self.config[key]) for key in KEYS)]
-        variables = [f"ENGINE={self.engine}", f"DATASET={self.dataset}", *(["SECURE=1"] if self.secure else [])]
-        return shlex.join([*variables, "./run.sh", *counts, *pairs])
-
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
@@ -91,70 +71,62 @@ def parse(words: list[str], folder: Path, environment: Mapping[str, str] = os.en
     """Return the settings. Raises UsageError, which tells the fix; prints the help and exits where it is asked for."""
     project = read_project(folder)
     defaults, launcher = run_config(project), project["tool"]["launcher"]
-    counts = [launcher["clients"], *(defaults[key] for key in KEYS)]
+    usual = [launcher["clients"], *(defaults[key] for key in KEYS)]
     keys = "\n".join(f"                 {key}={text(value)}" for key, value in defaults.items() if key not in KEYS)
-    about = str(project["project"].get("description", ""))
-    epilog = HELP.format(*counts, keys, launcher["engine"])
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = Parser(usage=USAGE, description=about, epilog=epilog, formatter_class=as_written, allow_abbrev=False)
+    parser = Parser(
+        usage=USAGE,
+        description=str(project["project"].get("description", "")),
+        epilog=HELP.format(*usual, keys, launcher["engine"]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--dry-run", action="store_true", help="print what would be started and written; start nothing")
     parser.add_argument("-v", dest="verbose", action="store_true", help="print all that Flower says")
     options = parser.parse_intermixed_args(words)
-    pairs = dict(split_pairs([word for word in options.words if "=" in word], defaults))
+
     numbers = [word for word in options.words if "=" not in word]
     if len(numbers) > len(COUNTS):
         raise UsageError(f"{len(numbers)} numbers, but there are {len(COUNTS)} to give: {' '.join(COUNTS)}")
-    given = dict(zip(COUNTS, (positive(word, name) for word, name in zip(numbers, COUNTS, strict=False)), strict=False))
-
+    counts = [convert(name, word, 1, COUNT) for word, name in zip(numbers, COUNTS, strict=False)]
+    given: dict[str, Any] = dict(zip(("CLIENTS", *KEYS), counts, strict=False))
+    for key, word in (word.split("=", 1) for word in options.words if "=" in word):
+        if key not in defaults:
+            raise UsageError(f"unknown key {shorten(key)!r}; there are {', '.join(defaults)}")
+        given[key] = convert(key, word, defaults[key], ranges(project).get(key))
     clients = given.get("CLIENTS", launcher["clients"])
-    config = {**defaults, "min-clients": given.get("MIN_CLIENTS", min(defaults["min-clients"], clients))}
-    config["sampled-clients"] = given.get("SAMPLED", min(defaults["sampled-clients"], config["min-clients"]))
-    config["num-server-rounds"] = given.get("ROUNDS", defaults["num-server-rounds"])
-    for key, word in pairs.items():
-        if key in [COUNTS[name] for name in given]:
-            raise UsageError(f"{key} is given twice")
-        config[key] = convert(key, word, defaults[key], ranges(project).get(key))
-    check_counts(clients, config)
+    least = given.get("min-clients", min(defaults["min-clients"], clients))
+    sampled = given.get("sampled-clients", min(defaults["sampled-clients"], least))
+    if least > clients:
+        raise UsageError(f"MIN_CLIENTS ({least}) is more than CLIENTS ({clients}): a round would wait for ever")
+    if sampled > least:
+        raise UsageError(f"SAMPLED ({sampled}) is more than MIN_CLIENTS ({least}): a round samples those it waits for")
+    config = {key: given.get(key, value) for key, value in defaults.items()}
 
-    engine = choice("ENGINE", environment.get("ENGINE") or launcher["engine"], ENGINES)
-    dataset = choice("DATASET", environment.get("DATASET") or launcher["dataset"], (*DATASETS, launcher["dataset"]))
+    asked = {name: value for name, value in environment.items() if value}  # empty means unset
+    engine = convert("ENGINE", asked.get("ENGINE", launcher["engine"]), "", ENGINES)
+    secure = asked.get("SECURE", "0") != "0"
+    if secure and engine != "deployment":
+        raise UsageError("SECURE=1 goes with ENGINE=deployment: a simulation has no connections to secure")
     try:
         data_dir()
     except RuntimeError as error:
         raise UsageError(str(error)) from None
-    secure = environment.get("SECURE", "") not in ("", "0")
-    if secure and engine != "deployment":
-        raise UsageError("SECURE=1 goes with ENGINE=deployment: a simulation has no connections to secure")
-    port = environment.get("PORT")
-    if port and not (port.isascii() and port.isdecimal() and len(port) < 6 and 0 < int(port) < 65536):
-        raise UsageError(f"PORT={shorten(port)}: a port is a number from 1 to 65535")
-    named = {name for name in ("ENGINE", "DATASET") if environment.get(name, "auto") not in ("", "auto")}
+    variables = [f"{name}={asked[name]}" for name in ("ENGINE", "DATASET", "SECURE") if name in asked]
     return Settings(
         folder=folder,
         example=project["project"]["name"],
         engine=engine,
         clients=clients,
-        config=config,
-        dataset=dataset,
-        port=int(port) if port else None,
+        config={**config, "min-clients": least, "sampled-clients": sampled},
+        dataset=convert("DATASET", asked.get("DATASET", launcher["dataset"]), "", (*DATASETS, launcher["dataset"])),
+        port=convert("PORT", asked["PORT"], 1, (1, 65535)) if "PORT" in asked else None,
         verbose=options.verbose,
         dry_run=options.dry_run,
         secure=secure,
         # macOS's frameworks don't survive a fork; without the file, or the wish, each process is a fresh Python
         warm=environment.get("WARM") != "0" and sys.platform == "linux" and (folder / "launcher" / "warm.py").exists(),
+        command=shlex.join([*variables, "./run.sh", *words]),
         project=project,
-        given=frozenset({*pairs, *(COUNTS[name] or name for name in given), *named}),
+        given=frozenset({*given, *(name for name in ("ENGINE", "DATASET") if asked.get(name, "auto") != "auto")}),
     )
-
-
-def check_counts(clients: int, config: Mapping[str, Any]) -> None:
-    for key in KEYS:
-        positive(str(config[key]), key)
-    least, sampled = config["min-clients"], config["sampled-clients"]
-    if least > clients:
-        raise UsageError(f"MIN_CLIENTS ({least}) is more than CLIENTS ({clients}): a round would wait for ever")
-    if sampled > least:
-        raise UsageError(
-            f"SAMPLED ({sampled}) is more than MIN_CLIENTS ({least}): a round can't sample clients it does not wait for"
-        )
