@@ -121,7 +121,7 @@ def bad_url(request, site, torchvision_cifar10, monkeypatch):
         "wrong checksum": (f"{site}/good", "corrupted"),
         "cut": (f"{site}/cut", "corrupted"),
         "stalled": (f"{site}/stall", "timed out"),
-        "silent": (f"{site}/silent", "no answer in 1 s"),
+        "silent": (f"{site}/silent", "TimeoutError"),
         "not found": (f"{site}/none", "404"),
         "not an address": ("cifar.tar.gz", "unknown url type"),
     }[request.param]
@@ -158,7 +158,7 @@ def test_a_name_that_nobody_looks_up_is_not_waited_for(data_dir, stand_in, torch
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: end.wait(60))
     monkeypatch.setattr(cifar_data.prepare, "ANSWER", 0.5)
     began = time.monotonic()
-    assert "no answer in 0.5 s" in prepare("auto")["reason"]
+    assert "TimeoutError" in prepare("auto")["reason"]
     assert time.monotonic() - began < 10
     end.set()
 

@@ -89,11 +89,8 @@ def _download(temporary: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     say(f"Downloading CIFAR-10 (163 MiB, once) from {CIFAR10.url}")
     socket.setdefaulttimeout(SILENCE)
     try:
-        # A thread can be left behind: without a network, looking up a name may take a minute.
-        trial = ThreadPool(1).apply_async(lambda: urlopen(CIFAR10.url).close())
-        trial.wait(ANSWER)
-        if not trial.ready():
-            raise TimeoutError(f"no answer in {ANSWER:g} s")
+        # In a thread, which can be left behind: without a network, looking up a name may take a minute.
+        ThreadPool(1).apply_async(lambda: urlopen(CIFAR10.url).close()).get(ANSWER)
         sets = {split: CIFAR10(temporary, train=split == "train", download=True) for split in ("train", "test")}
     except Exception as error:  # whatever urllib, tarfile or the checksum has to say
         raise RuntimeError(
