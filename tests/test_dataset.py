@@ -267,7 +267,7 @@ def no_locks(monkeypatch, request):
     monkeypatch.setattr(fcntl, "flock", refuse)
 
 
-@pytest.mark.parametrize("no_locks", [errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP], indirect=True)
+@pytest.mark.parametrize("no_locks", [errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS], indirect=True)
 def test_without_file_locks_it_warns_and_goes_on(no_locks, data_dir, capsys, few):
     others = data_dir / ".synthetic-abc123"  # perhaps of a process that is at work
     others.mkdir(parents=True)
@@ -276,18 +276,6 @@ def test_without_file_locks_it_warns_and_goes_on(no_locks, data_dir, capsys, few
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(f"WARNING: {data_dir} has no file locks (")
     assert others.exists()
-
-
-@pytest.mark.filterwarnings("ignore:flock not supported")
-@pytest.mark.parametrize("no_locks", [errno.ENOSYS], indirect=True)
-def test_a_system_without_flock_is_locked_in_another_way(no_locks, data_dir, few):
-    assert prepare("synthetic")["name"] == "synthetic"
-
-
-@pytest.mark.parametrize("no_locks", [errno.EIO], indirect=True)
-def test_another_error_of_the_lock_is_told(no_locks, data_dir):
-    with pytest.raises(RuntimeError, match=r"can't prepare the data in .* takes another folder"):
-        prepare("synthetic")
 
 
 AS_NOBODY = """\

@@ -3,21 +3,20 @@
 `python cifar_data/prepare.py [auto|cifar10|synthetic] [FILE]` says which it is, and writes that to FILE as JSON.
 """
 
-import errno
+import fcntl
 import json
 import os
 import shutil
 import signal
 import socket
 import sys
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.request import urlopen
 
 import numpy as np
-from filelock import FileLock  # comes with torch
 
 if __name__ == "__main__":  # run by its path, Python looks for modules in this folder, not in the one above
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -44,28 +43,21 @@ def prepare(name: str = "auto") -> dict[str, str]:
     root = data_dir()
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _lock(root), TemporaryDirectory(prefix=f".{name}-", dir=root, ignore_cleanup_errors=True) as temporary:
+        with (root / ".lock").open("w") as lock:  # one process at a time
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                for leftover in root.glob(f".{name}-*"):  # of one that was killed in here
+                    shutil.rmtree(leftover, ignore_errors=True)
+            except OSError as error:
+                say(f"WARNING: {root} has no file locks ({error}): let one run at a time prepare data there")
             if not find(name):  # no other process has made it while this one waited
-                _make(name, Path(temporary))
-                shutil.rmtree(root / name, ignore_errors=True)  # what is there is not a whole data set
-                Path(temporary, name).rename(root / name)  # others see a whole one or none
+                with TemporaryDirectory(prefix=f".{name}-", dir=root, ignore_cleanup_errors=True) as temporary:
+                    _make(name, Path(temporary))
+                    shutil.rmtree(root / name, ignore_errors=True)  # what is there is not a whole data set
+                    Path(temporary, name).rename(root / name)  # others see a whole one or none
     except OSError as error:
         raise RuntimeError(f"can't prepare the data in {root}: {error}. DATA_DIR=... takes another folder") from error
     return find(name)
-
-
-def _lock(root: Path) -> AbstractContextManager:
-    """Let one process at a time into the folder, and remove what those left that were killed in it."""
-    try:
-        lock = FileLock(root / ".lock").acquire()
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP):
-            raise
-        say(f"WARNING: {root} has no file locks ({error}): let one run at a time prepare data there")
-        return nullcontext()
-    for leftover in (*root.glob(".cifar10-*"), *root.glob(".synthetic-*")):
-        shutil.rmtree(leftover, ignore_errors=True)
-    return lock
 
 
 def _make(name: str, temporary: Path) -> None:

@@ -51,12 +51,10 @@ def make_run_folder(runs: Path) -> Path:
     """Make `runs`/<UTC time>-<pid>, and let `runs`/latest point to it."""
     folder = runs / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.getpid()}"
     (folder / "logs").mkdir(parents=True)
-    link = runs / f".latest-{os.getpid()}"
-    link.symlink_to(folder.name)
-    try:
-        link.replace(runs / "latest")
-    except OSError:  # "latest" is a folder: a copy that followed the link made one
-        link.unlink()
+    link, latest = runs / f".latest-{os.getpid()}", runs / "latest"
+    if latest.is_symlink() or not latest.exists():  # a copy that followed the link has made a folder of it
+        link.symlink_to(folder.name)
+        link.replace(latest)
     return folder
 
 

@@ -6,7 +6,7 @@ and lets one NaN spread to every weight.
 
 import math
 import re
-from collections import Counter
+import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -34,8 +34,8 @@ def partition_id(reply: Message) -> int | None:
 
 def usual(replies: Iterable[Message], key: str, kind: type) -> Any:
     """Return what most clients say of themselves under `key`; None where none says anything of that type."""
-    said = Counter(value for reply in replies if isinstance(value := card(reply).get(key), kind))
-    return max(said, key=said.__getitem__, default=None)
+    said = [value for reply in replies if isinstance(value := card(reply).get(key), kind)]
+    return statistics.mode(said) if said else None
 
 
 def stranger(reply: Message, num_partitions: int | None, dataset: str | None) -> str | None:

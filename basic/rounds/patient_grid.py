@@ -79,13 +79,15 @@ class PatientGrid:
         deadline = time.monotonic() + (math.inf if timeout is None else timeout)
         while self.left(waiting.values()):
             looked = time.monotonic()
-            for reply in self.grid.pull_messages(list(waiting)):
+            came = list(self.grid.pull_messages(list(waiting)))
+            for reply in came:
                 waiting.pop(reply.metadata.reply_to_message_id)
                 replies.append(reply)
-                self.tell(len(replies), len(messages))
                 if (identity := partition_id(reply)) is not None:
                     self.partition_of.setdefault(reply.metadata.src_node_id, identity)
                     self.node_of.setdefault(identity, reply.metadata.src_node_id)
+            if came:
+                self.tell(len(replies), len(messages))
             now = time.monotonic()
             if now > deadline:
                 break
