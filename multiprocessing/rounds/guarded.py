@@ -108,7 +108,7 @@ class Guarded(Strategy):
             return []
         record, good, failures = self.record, [], []
         came = {reply.metadata.src_node_id: reply for reply in replies}
-        partitions = record.history["clients"] if record.launched else usual(came.values(), "num-partitions", int)
+        partitions = usual(came.values(), "num-partitions", int)
         dataset = record.history.get("dataset") or usual(came.values(), "dataset", str)
         for node in self.grid.ordered(self.sent):
             if reason := self.reason(node, came.get(node), partitions, dataset):
