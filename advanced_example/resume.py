@@ -100,8 +100,8 @@ def take_over(folder: Path) -> int | None:
 
 def reopen(folder: Path) -> None:
     """Clear away what belonged to the processes of a run that goes on; keep their logs under another name."""
-    for leftover in (*folder.glob(".*-*"), *folder.glob("personal/.*-*")):  # a file that a killed writer left half-done
-        leftover.unlink()
+    for leftover in (*folder.glob(".*-*"), *folder.glob("personal/.*-*")):  # what a killed writer left half-done
+        shutil.rmtree(leftover, ignore_errors=True)
     shutil.rmtree(folder / "flwr-home", ignore_errors=True)
     (folder / "clients.json").unlink(missing_ok=True)
     if (folder / "logs").exists():  # else somebody has tidied them away

@@ -4,6 +4,7 @@ import math
 import shlex
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tomli_w
@@ -28,7 +29,7 @@ def refused(*words, **environment):
 
 def for_flower(settings):
     """The run config as Flower reads it from the file that is written for it."""
-    run = commands.Planned(settings, extension.load(settings.project), Path("run"))
+    run = SimpleNamespace(settings=settings, extension=extension.load(settings.project), run_dir=Path("run"))
     return tomllib.loads(tomli_w.dumps(commands.files(run, 1)[Path("run/run-config.toml")]))
 
 

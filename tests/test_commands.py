@@ -76,7 +76,7 @@ def test_help_goes_to_stdout(words):
         ({"ENGINE": "ray"}, "ENGINE must be one of deployment, simulation, not 'ray'"),
         ({"DATASET": "mnist"}, "DATASET must be one of auto, cifar10, synthetic, not 'mnist'"),
         ({"PORT": "http"}, "PORT must be a whole number from 1 to 65535, not 'http'"),
-        ({"DATA_DIR": "~nosuch/x"}, "DATA_DIR=~nosuch/x: there is no such user"),
+        ({"DATA_DIR": "~nosuch/x"}, "DATA_DIR: Could not determine home directory"),
         ({"SECURE": "1"}, "SECURE=1 is for an example that makes keys: advanced_example"),
     ],
 )

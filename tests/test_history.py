@@ -105,7 +105,7 @@ def test_the_server_waits_for_those_who_are_still_to_come(tmp_path: Path) -> Non
     assert grid.get_node_ids() == [40, 30, 20]
     grid.grid.looks = [[20], [10, 20], [40, 20], [40, 30, 20]]
     assert grid.get_node_ids() == [40, 20]
-    assert (grid.owner(0), grid.owner(1), grid.owner(None)) == (40, None, None)
+    assert grid.node_of == {0: 40, 2: 20}
 
 
 def test_the_server_gives_up_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

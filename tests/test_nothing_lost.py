@@ -137,7 +137,7 @@ def test_a_whole_run_is_killed_three_times(tmp_path: Path, data_dir: Path) -> No
 
     folder = copy_example("advanced_example", tmp_path / "killed")
     hold, reached = folder / "hold", folder / "reached"
-    line = "        temporary.replace(path)\n"
+    line = "        os.replace(file.name, path)\n"
     wait = f"""        while path.name == "checkpoint.pt" and os.path.exists({str(hold)!r}):
             open({str(reached)!r}, "w").close()
             time.sleep(0.02)

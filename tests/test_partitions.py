@@ -228,35 +228,6 @@ def test_a_client_does_without_torchvision(data):
     assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
 
 
-# --- Files that are not as they should be ----------------------------------------------------------------------------
-
-
-GOOD_IMAGES, GOOD_LABELS = np.zeros((20, 3, 32, 32), dtype=np.uint8), np.zeros(20, dtype=np.int64)
-
-
-@pytest.mark.parametrize(
-    ("images", "labels", "said"),
-    [
-        (GOOD_IMAGES.astype(np.float32), GOOD_LABELS, "float32"),
-        (GOOD_IMAGES.transpose(0, 2, 3, 1), GOOD_LABELS, "(20, 32, 32, 3)"),
-        (GOOD_IMAGES[:, :, :28, :28], GOOD_LABELS, "(20, 3, 28, 28)"),
-        (GOOD_IMAGES[:0], GOOD_LABELS[:0], "(0, 3, 32, 32)"),
-        (GOOD_IMAGES, GOOD_LABELS[:19], "(19,)"),
-        (GOOD_IMAGES, GOOD_LABELS[:, None], "(20, 1)"),
-        (GOOD_IMAGES, GOOD_LABELS.astype(np.int32), "int32"),
-    ],
-)
-def test_files_in_another_form_are_refused(tmp_path, monkeypatch, images, labels, said):
-    write_data(tmp_path / "cifar10", images, labels)
-    monkeypatch.setenv("DATA_DIR", str(tmp_path))
-    monkeypatch.setenv("DATASET", "cifar10")
-    with pytest.raises(ValueError, match="expected uint8") as error:
-        cifar_utils.load_split("train")
-    assert said in str(error.value)
-    assert str(tmp_path / "cifar10") in str(error.value)
-    assert "made again" in str(error.value)
-
-
 @pytest.mark.parametrize("dataset", ["cifar10", "synthetic", None])
 def test_data_that_is_not_ready_is_a_clear_error(tmp_path, monkeypatch, dataset):
     monkeypatch.setenv("DATA_DIR", str(tmp_path))

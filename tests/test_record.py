@@ -18,7 +18,7 @@ def record(tmp_path, monkeypatch):
     """A record in the folder of a run that a launcher has begun."""
     monkeypatch.setenv(history.RUN_FOLDER, str(tmp_path))
     history.save(tmp_path, {"rounds": [], "started": 0.0})
-    record = Record(SimpleNamespace(run_config={}), rounds_done=0)
+    record = Record(SimpleNamespace(run_config={}))
     record.begin_round(1)
     return record
 
@@ -68,9 +68,13 @@ def test_metrics_of_the_same_name_do_not_overwrite_one_another(record):
 
 def test_the_history_is_strict_json(record):
     """A mean may overflow: two of 1.7e308 have none."""
+    three = replies(metrics(auc=1.7e308), metrics(auc=1.7e308), MetricRecord({"num-examples": 1}))
     with np.errstate(over="ignore"):
-        means, _ = settle(replies(metrics(auc=1.7e308), metrics(auc=1.7e308), MetricRecord({"num-examples": 1})))
-    assert means["auc"] == INF
-    record.note("train", {**means, "list": [1.0, NAN, -INF]})
+        settle(three)
+    assert three[2].content["metrics"] == {"auc": INF, "train_loss": 1.5, "num-examples": 1}
+    record.note("train", {**three[2].content["metrics"], "list": [1.0, NAN, -INF]})
     record.save()
-    assert strict(record.folder)["rounds"][0]["train"] == {"auc": None, "loss": 1.5, "list": [1.0, None, None]}
+    assert strict(record.folder)["rounds"][0]["train"] == {
+        **{"auc": None, "loss": 1.5, "num-examples": 1},
+        **{"list": [1.0, None, None]},
+    }

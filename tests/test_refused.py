@@ -16,10 +16,10 @@ CLIENTS = len(NAMES)
 ACCEPTED = [*NAMES[:HONEST], *METRICS, ODD_TIMES, SILENT]  # whose weights count
 REASONS = {
     "NaN weights": "fc3.bias holds NaN or infinite numbers",
-    "another shape": "fc3.bias has shape (1,), not (10,)",
-    "half precision": "fc3.bias is float16, not float32, which was sent",
-    "double precision": "fc3.bias is float64, not float32, which was sent",
-    "a weight less": "weights are missing: ['fc3.bias']",
+    "another shape": "fc3.bias is float32 (1,), not float32 (10,), which was sent",
+    "half precision": "fc3.bias is float16 (10,), not float32 (10,), which was sent",
+    "double precision": "fc3.bias is float64 (10,), not float32 (10,), which was sent",
+    "a weight less": "weights have other names than those sent: ['fc3.bias']",
     "no weights": "expected the arrays ['arrays'], found []",
     "no examples": "num-examples must be a positive number, not 0",
     "a million examples": "num-examples is 1000000, and the whole data set has 600",

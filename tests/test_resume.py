@@ -317,11 +317,11 @@ def test_a_new_run_starts_all_the_same(copy: Path) -> None:
 
 
 def test_what_the_ended_processes_left_is_out_of_the_way(copy: Path) -> None:
-    """Logs stay, under another name; half-written files go."""
+    """Logs stay, under another name; what was half-written goes."""
     (run_dir,) = copy.glob("runs/2*")
     (run_dir / "logs-1").mkdir()
     (run_dir / "logs/mark").touch()
-    (run_dir / ".checkpoint.pt-123").touch()
+    (run_dir / ".checkpoint.pt-123").mkdir()
     (run_dir / "clients.json").write_text('{"partition-of": {}, "lost": [1]}')
     settings = check(copy, 3, 2, 2, 5, "resume=latest")
     assert settings.lock is not None

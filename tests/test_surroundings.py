@@ -215,11 +215,11 @@ def test_a_run_that_nobody_hears_completes(script: str, lines: int, basic: Path,
 @pytest.mark.parametrize("redirected", ["2>&1 | true", "<&- >&- 2>&-"])
 def test_data_is_made_ready_though_nobody_hears(redirected: str, tmp_path: Path) -> None:
     """The launcher starts this with its own output and errors."""
-    command = f"'{sys.executable}' '{BASIC}/cifar_data/prepare.py' synthetic '{tmp_path}/said' {redirected}"
+    command = f"'{sys.executable}' '{BASIC}/cifar_data/prepare.py' synthetic {redirected}"
     script = f"sleep 0.1; {command}; exit ${{PIPESTATUS[0]}}"
     env = environment(tmp_path / "data", PYTHONUNBUFFERED="1")
     assert subprocess.run(["bash", "-c", script], env=env).returncode == 0
-    assert json.loads((tmp_path / "said").read_text())["name"] == "synthetic"
+    assert json.loads((tmp_path / "data/synthetic/meta.json").read_text())["name"] == "synthetic"
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
-"""Takes out of replies what a strategy can't average, and gives the averaged weights the dtypes that were sent."""
+"""Makes replies ready for a strategy to average, and gives the averaged weights the dtypes that were sent."""
 
 import hashlib
 import math
-from collections import Counter
+import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,42 +12,36 @@ from flwr.app import Array, ArrayRecord, Message
 from rounds.replies import EXAMPLES_KEY, metrics
 
 
-def settle(replies: list[Message]) -> tuple[dict[str, Any], dict[str, list[int]]]:
-    """Take metrics that not every reply has out of all replies, since strategies average only what all of them have.
+def settle(replies: list[Message]) -> dict[str, list[int]]:
+    """Give all replies the same metrics, since strategies average only what all of them have.
 
-    Returns their means over the replies that have them, weighted by examples; and, for each of these metrics, the
-    positions in `replies` of those that lack it or whose value isn't a finite number (or a list as long as most).
+    Where a value is missing, or isn't finite, or is a list of another length than most, the mean of the others takes
+    its place, which leaves their mean as it is. Returns, for each such metric, the positions of those replies.
     """
-    means, lacking = {}, {}
-    for key in sorted({key for reply in replies for key in metrics(reply)} - {EXAMPLES_KEY}):
-        forms = [_form(metrics(reply).get(key)) for reply in replies]
-        common = Counter(form for form in forms if form).most_common(1)
-        have = [reply for reply, form in zip(replies, forms, strict=True) if common and form == common[0][0]]
-        if len(have) < len(replies):
-            lacking[key] = [i for i, form in enumerate(forms) if not common or form != common[0][0]]
-            if have:
-                weights = [metrics(reply)[EXAMPLES_KEY] for reply in have]
-                means[key] = np.average([metrics(reply)[key] for reply in have], axis=0, weights=weights).tolist()
-            for reply in replies:
-                metrics(reply).pop(key, None)
+    lacking = {}
+    for key in sorted(set().union(*map(metrics, replies)) - {EXAMPLES_KEY}):
+        values = [metrics(reply).get(key, math.nan) for reply in replies]
+        finite = {i: value for i, value in enumerate(values) if np.all(np.isfinite(value))}
+        shape = statistics.mode(map(np.shape, finite.values())) if finite else None
+        usable = {i: value for i, value in finite.items() if np.shape(value) == shape}
+        if len(usable) < len(replies):
+            weights = [metrics(replies[i])[EXAMPLES_KEY] for i in usable]
+            mean = np.average(list(usable.values()), axis=0, weights=weights).tolist() if usable else math.nan
+            lacking[key] = [i for i in range(len(replies)) if i not in usable]
+            for i in lacking[key]:
+                metrics(replies[i])[key] = mean
     if len({next(iter(reply.content.metric_records)) for reply in replies}) > 1:  # the record's own name differs
         for reply in replies:
             reply.content["metrics"] = reply.content.pop(next(iter(reply.content.metric_records)))
-    return means, lacking
-
-
-def _form(value: Any) -> str | None:
-    if value is None or not np.all(np.isfinite(value)):
-        return None
-    return f"list of {len(value)}" if isinstance(value, list) else "number"
+    return lacking
 
 
 def widen(reply: Message) -> None:
     """Turn float16 weights into float32, in which a mean of them keeps its digits."""
-    for name, record in reply.content.array_records.items():
-        if any(array.dtype == "float16" for array in record.values()):
-            wide = {k: np.float32 if array.dtype == "float16" else array.dtype for k, array in record.items()}
-            reply.content[name] = ArrayRecord({k: Array(a.numpy().astype(wide[k])) for k, a in record.items()})
+    for record in reply.content.array_records.values():
+        for name, array in record.items():
+            if array.dtype == "float16":
+                record[name] = Array(array.numpy().astype(np.float32))
 
 
 def as_sent(arrays: ArrayRecord, sent: ArrayRecord) -> ArrayRecord:
@@ -75,6 +69,6 @@ def model_sha256(state: Mapping[str, Any]) -> str:
     """Return a hash over name, dtype, shape and bytes of each NumPy array or tensor, sorted by name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
-        array = np.asarray(tensor.detach() if hasattr(tensor, "detach") else tensor, order="C")
+        array = np.asarray(tensor)
         digest.update(f"{name} {array.dtype} {array.shape} ".encode() + array.tobytes())
     return digest.hexdigest()

@@ -1,5 +1,6 @@
 """A guard around any of Flower's strategies: it waits, refuses broken replies, restores dtypes, writes history.json."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,50 +14,44 @@ from rounds.patient_grid import PatientGrid
 from rounds.record import Record, row
 from rounds.replies import fault, partition_id, stranger, usual
 
+Configure = Callable[[int, ArrayRecord, ConfigRecord, Grid], Iterable[Message]]
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
 class Guarded(Strategy):
-    """`Guarded(FedAvg(...), context)` is started as FedAvg is; the strategy sees only replies that it can average.
+    """`Guarded(FedAvg(...), context)` is started as FedAvg is; the strategy sees only replies that it can average."""
 
-    `rounds_done` are rounds that an earlier start has completed: the strategy, the clients and the history count on
-    from there. `record` is what goes into history.json.
-    """
-
-    def __init__(self, strategy: Strategy, context: Context, rounds_done: int = 0) -> None:
-        self.strategy, self.rounds_done = strategy, rounds_done
-        self.config = dict(context.run_config)
-        self.record = Record(context, rounds_done)
+    def __init__(self, strategy: Strategy, context: Context) -> None:
+        self.strategy, self.config = strategy, context.run_config
+        self.record = Record(context)  # what goes into history.json
         self.folder = self.record.folder
+        self.rounds_done = 0  # by an earlier start: the strategy, the clients and the history count on from there
 
     def start(
         self, grid: Grid, initial_arrays: ArrayRecord, *args: Any, evaluate_fn: EvaluateFn | None = None, **kwargs: Any
     ) -> Result:
         """Run the rounds as the strategy's own `start` would. Raises RuntimeError where no reply can be used."""
-        self.initial_arrays, self.began = initial_arrays, False
+        self.initial_arrays = initial_arrays
         self.grid = PatientGrid(grid, self.folder, self.record.history.get("clients"), self.config["min-clients"])
         try:
             result = super().start(self.grid, initial_arrays, *args, evaluate_fn=self.closing(evaluate_fn), **kwargs)
         except Exception as error:
-            self.record.end({"status": "failed", "reason": str(error)})
+            self.record.end(status="failed", reason=str(error))
             raise
         state = {name: array.numpy() for name, array in (result.arrays or initial_arrays).items()}
         self.record.history["model_sha256"] = model_sha256(state)
         if (accuracy := history.final(self.record.history, "accuracy")) is not None:  # not every task has one
             self.record.history["accuracy"] = accuracy
-        self.record.end({"status": "completed"})
-        if not self.record.launched:
-            print(f"The rounds and the model are in {self.folder}", flush=True)
+        self.record.end(status="completed")
         return result
 
     def closing(self, evaluate_fn: EvaluateFn | None) -> EvaluateFn:
         """Wrap the server's evaluation, the last step of each round, so that it also closes the round."""
 
         def close_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-            first = server_round == 0  # before any training
-            if first and (evaluate_fn is None or self.record.history["rounds"]):  # or it was done before a resume
-                return None
-            if first:
+            if server_round == 0:  # before any training
+                if evaluate_fn is None or self.record.history["rounds"]:  # which a resumed run has done
+                    return None
                 self.record.begin_round(0)
             found = None
             if evaluate_fn:
@@ -73,88 +68,76 @@ class Guarded(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        self.record.begin_round(server_round + self.rounds_done)
-        return self.send(MessageType.TRAIN, self.strategy.configure_train, arrays, config)
+        return self.send(MessageType.TRAIN, self.strategy.configure_train, server_round, arrays, config)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        return self.send(MessageType.EVALUATE, self.strategy.configure_evaluate, arrays, config)
+        return self.send(MessageType.EVALUATE, self.strategy.configure_evaluate, server_round, arrays, config)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         arrays, averaged = self.strategy.aggregate_train(self.record.entry["round"], self.judge(replies))
-        self.note(averaged)
+        self.record.note(self.phase, averaged)
         return arrays and as_sent(arrays, self.initial_arrays), averaged
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         averaged = self.strategy.aggregate_evaluate(self.record.entry["round"], self.judge(replies))
-        self.note(averaged)
-        return averaged
-
-    def note(self, averaged: MetricRecord | None) -> None:
-        """Put into the history what the strategy averaged, then the means of the metrics that it did not see."""
         self.record.note(self.phase, averaged)
-        self.record.note(self.phase, self.means)
+        return averaged
 
     def summary(self) -> None:
         self.strategy.summary()
 
     def send(
-        self, phase: str, configure: Callable[..., Iterable[Message]], arrays: ArrayRecord, config: ConfigRecord
+        self, phase: str, configure: Configure, server_round: int, arrays: ArrayRecord, config: ConfigRecord
     ) -> list[Message]:
-        server_round, self.phase = self.record.entry["round"], phase
-        self.grid.seed = f"{self.config['seed']} {server_round} {phase}"
-        self.grid.tell = lambda done, of: history.tell_progress(self.folder, server_round, phase, done, of)
+        server_round += self.rounds_done
+        self.phase, self.grid.seed = phase, f"{self.config['seed']} {server_round} {phase}"
+        if phase == MessageType.TRAIN:
+            self.record.begin_round(server_round, clients=len(self.grid.get_node_ids()))
         messages = list(configure(server_round, arrays, config, self.grid))
-        if not self.began:
-            self.began = True
-            self.record.clients_are_there(len(self.grid.connected))
+        self.grid.tell = lambda done, of: history.tell_progress(self.folder, server_round, phase, done, of)
         self.sent = {message.metadata.dst_node_id: message for message in messages}
         return messages
 
     def judge(self, replies: Iterable[Message]) -> list[Message]:
         """Return the replies that can be used, by partition id; note in the history who failed, and why."""
-        self.means = {}
         if not self.sent:  # the strategy skips this phase
             return []
+        record, good, failures = self.record, [], []
         came = {reply.metadata.src_node_id: reply for reply in replies}
-        reasons = {node: self.reason(node, came) for node in self.grid.ordered(self.sent)}
-        good = [came[node] for node, reason in reasons.items() if reason is None]
-        failures = [
-            {"partition-id": self.grid.partition_of.get(node), "reason": reason}
-            for node, reason in reasons.items()
-            if reason is not None
-        ]
-        for failure in failures:
-            self.record.warn(self.phase, f"partition {failure['partition-id']}: {failure['reason']}")
-        self.record.entry["bytes"] += payload([*self.sent.values(), *good])
-        self.record.entry[self.phase] = entry = {"clients": len(good), "failures": failures}
+        partitions = usual(came.values(), "num-partitions", int)
+        dataset = record.history.get("dataset") or usual(came.values(), "dataset", str)
+        for node in self.grid.ordered(self.sent):
+            if reason := self.reason(node, came.get(node), partitions, dataset):
+                failures.append({"partition-id": self.grid.partition_of.get(node), "reason": reason})
+                record.warn(self.phase, f"partition {failures[-1]['partition-id']}: {reason}")
+            else:
+                good.append(came[node])
+        record.entry["bytes"] += payload([*self.sent.values(), *good])
+        record.entry[self.phase] = entry = {"clients": len(good), "failures": failures}
         if not good:
             first = failures[0]["reason"]
-            raise RuntimeError(f"round {self.record.entry['round']}: no client could {self.phase}. The first: {first}")
+            raise RuntimeError(f"round {record.entry['round']}: no client could {self.phase}. The first: {first}")
         entry["by_client"] = [row(reply) for reply in good]
         if device := usual(good, "device", str):
-            self.record.history["device"] = device
-        self.means, lacking = settle(good)
-        for key, positions in lacking.items():
-            entry.setdefault("left_out", {})[key] = partitions = [partition_id(good[i]) for i in positions]
-            self.record.warn(self.phase, f"no usable {key} from partitions {partitions}; the rest of the reply counts")
+            record.history["device"] = device
+        for key, positions in settle(good).items():
+            entry.setdefault("left_out", {})[key] = without = [partition_id(good[i]) for i in positions]
+            record.warn(self.phase, f"no usable {key} from partitions {without}; the rest of the reply counts")
         for reply in good:
             widen(reply)
         return good
 
-    def reason(self, node: int, came: dict[int, Message]) -> str | None:
+    def reason(self, node: int, reply: Message | None, partitions: int | None, dataset: str | None) -> str | None:
         """Say why a client's answer can't be used, or None."""
-        if node not in came:
+        if reply is None:
             return "no reply in time, or the client is gone"
-        known = self.record.history
-        asked = self.sent[node].content if self.phase == MessageType.TRAIN else None
-        partitions = known["clients"] if self.record.launched else usual(came.values(), "num-partitions", int)
-        dataset = known.get("dataset") or usual(came.values(), "dataset", str)
-        identity = partition_id(came[node])
-        if self.grid.owner(identity) not in (node, None):
+        identity = partition_id(reply)
+        if self.grid.node_of.get(identity, node) != node:
             return f"another client has partition-id {identity} too: give each SuperNode a number of its own"
-        examples = known.get("examples", float("inf"))
-        return stranger(came[node], partitions, dataset) or fault(came[node], asked, examples)
+        asked = self.sent[node].content if self.phase == MessageType.TRAIN else None
+        examples = self.record.history.get("examples", math.inf)
+        return stranger(reply, partitions, dataset) or fault(reply, asked, examples)

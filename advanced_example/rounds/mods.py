@@ -20,7 +20,7 @@ def named(message: Message, context: Context, call_next: ClientAppCallable) -> M
     Flower's node ids are drawn anew for each run, so a server can only tell its clients apart, order their replies and
     sample the same ones again by what they say of themselves. A message without content asks for just that.
     """
-    partition_id, began = context.node_config.get("partition-id"), time.time()
+    partition_id, began = context.node_config.get("partition-id"), time.monotonic()
     try:
         reply = call_next(message, context) if message.content else Message(RecordDict(), reply_to=message)
         if not isinstance(reply, Message):
@@ -31,8 +31,8 @@ def named(message: Message, context: Context, call_next: ClientAppCallable) -> M
         error = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"partition {partition_id}: {reason}")
         return Message(error, reply_to=message)
     said = {key: context.node_config.get(key) for key in ("partition-id", "num-partitions")}  # no path of its data
-    said |= {"dataset": os.environ.get("DATASET"), "device": device(context), "began": began}
-    said |= {"seconds": time.time() - began, **reply.content.config_records.get(CARD, {})}
+    said |= {"dataset": os.environ.get("DATASET"), "device": device(context), "seconds": time.monotonic() - began}
+    said |= reply.content.config_records.get(CARD, {})
     reply.content[CARD] = ConfigRecord({key: value for key, value in said.items() if value is not None})
     return reply
 

@@ -1,23 +1,22 @@
 """Makes a data set ready on disk, once: downloads CIFAR-10, or draws the stand-in where it can't be had.
 
-`python cifar_data/prepare.py [auto|cifar10|synthetic] [FILE]` says which it is, and writes that to FILE as JSON.
+`python cifar_data/prepare.py [auto|cifar10|synthetic]` says which it is.
 """
 
-import errno
+import fcntl
 import json
 import os
 import shutil
 import signal
 import socket
 import sys
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.request import urlopen
 
 import numpy as np
-from filelock import FileLock  # comes with torch
 
 if __name__ == "__main__":  # run by its path, Python looks for modules in this folder, not in the one above
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -44,28 +43,21 @@ def prepare(name: str = "auto") -> dict[str, str]:
     root = data_dir()
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _lock(root), TemporaryDirectory(prefix=f".{name}-", dir=root, ignore_cleanup_errors=True) as temporary:
+        with (root / ".lock").open("w") as lock:  # one process at a time
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                for leftover in root.glob(f".{name}-*"):  # of one that was killed in here
+                    shutil.rmtree(leftover, ignore_errors=True)
+            except OSError as error:
+                say(f"WARNING: {root} has no file locks ({error}): let one run at a time prepare data there")
             if not find(name):  # no other process has made it while this one waited
-                _make(name, Path(temporary))
-                shutil.rmtree(root / name, ignore_errors=True)  # what is there is not a whole data set
-                Path(temporary, name).rename(root / name)  # others see a whole one or none
+                with TemporaryDirectory(prefix=f".{name}-", dir=root, ignore_cleanup_errors=True) as temporary:
+                    _make(name, Path(temporary))
+                    shutil.rmtree(root / name, ignore_errors=True)  # what is there is not a whole data set
+                    Path(temporary, name).rename(root / name)  # others see a whole one or none
     except OSError as error:
         raise RuntimeError(f"can't prepare the data in {root}: {error}. DATA_DIR=... takes another folder") from error
     return find(name)
-
-
-def _lock(root: Path) -> AbstractContextManager:
-    """Let one process at a time into the folder, and remove what those left that were killed in it."""
-    try:
-        lock = FileLock(root / ".lock").acquire()
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP):
-            raise
-        say(f"WARNING: {root} has no file locks ({error}): let one run at a time prepare data there")
-        return nullcontext()
-    for leftover in (*root.glob(".cifar10-*"), *root.glob(".synthetic-*")):
-        shutil.rmtree(leftover, ignore_errors=True)
-    return lock
 
 
 def _make(name: str, temporary: Path) -> None:
@@ -89,11 +81,8 @@ def _download(temporary: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     say(f"Downloading CIFAR-10 (163 MiB, once) from {CIFAR10.url}")
     socket.setdefaulttimeout(SILENCE)
     try:
-        # A thread can be left behind: without a network, looking up a name may take a minute.
-        trial = ThreadPool(1).apply_async(lambda: urlopen(CIFAR10.url).close())
-        trial.wait(ANSWER)
-        if not trial.ready():
-            raise TimeoutError(f"no answer in {ANSWER:g} s")
+        # In a thread, which can be left behind: without a network, looking up a name may take a minute.
+        ThreadPool(1).apply_async(lambda: urlopen(CIFAR10.url).close()).get(ANSWER)
         sets = {split: CIFAR10(temporary, train=split == "train", download=True) for split in ("train", "test")}
     except Exception as error:  # whatever urllib, tarfile or the checksum has to say
         raise RuntimeError(
@@ -110,14 +99,12 @@ def say(text: str) -> None:
 
 
 def main(arguments: list[str]) -> str | None:
-    """Prepare the data set that the first argument names and say which it is; return the error, if there is one."""
+    """Prepare the data set that the argument names and say which it is; return the error, if there is one."""
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
             signal.signal(number, lambda number, _: sys.exit(128 + number))  # removes the temporary folder
     try:
-        data = prepare(*arguments[:1])
-        for path in arguments[1:]:
-            Path(path).write_text(json.dumps(data))
+        data = prepare(*arguments)
     except (OSError, RuntimeError, ValueError) as error:
         return f"error: {error}"
     say(f"{data['name']} is ready in {data['folder']} ({data['source']})")

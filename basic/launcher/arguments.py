@@ -111,7 +111,7 @@ def parse(words: list[str], folder: Path, environment: Mapping[str, str] = os.en
     try:
         data_dir()
     except RuntimeError as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(f"DATA_DIR: {error}") from None
     variables = [f"{name}={asked[name]}" for name in ("ENGINE", "DATASET", "SECURE") if name in asked]
     return Settings(
         folder=folder,

@@ -6,18 +6,15 @@ The server writes history.json and the progress of a round; the launcher writes 
 import contextlib
 import fcntl
 import json
-import math
 import os
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 RUN_FOLDER = "FLOWER_EXAMPLE_RUN"  # the environment variable by which the launcher tells the server the folder
 
 History = dict[str, Any]
-
-
-# --- history.json ----------------------------------------------------------------------------------------------------
 
 
 def load(folder: Path) -> History:
@@ -30,53 +27,34 @@ def load(folder: Path) -> History:
 
 def save(folder: Path, history: History) -> None:
     """Write history.json whole, as strict JSON: a number that is NaN or infinite becomes null."""
-    write_whole(folder / "history.json", json.dumps(_finite(history), indent=1, allow_nan=False).encode() + b"\n")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    strict = json.loads(json.dumps(history), parse_constant=lambda word: None)
+    write_whole(folder / "history.json", json.dumps(strict, indent=1).encode() + b"\n")
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that a reader, or a crash, finds the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
+    with TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
+        with open(Path(folder, path.name), "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        os.replace(file.name, path)
 
 
 def final(history: History, key: str) -> float | None:
     """Return the newest "loss" or "accuracy": the server's where it evaluates, else the clients'."""
-    for phase in ("server", "evaluate"):
-        for entry in reversed(history["rounds"]):
-            if (value := entry.get(phase, {}).get(key)) is not None:
-                return value
-    return None
-
-
-# --- The folder ------------------------------------------------------------------------------------------------------
+    found = [entry.get(phase, {}).get(key) for phase in ("evaluate", "server") for entry in history["rounds"]]
+    return next((value for value in reversed(found) if value is not None), None)
 
 
 def make_run_folder(runs: Path) -> Path:
     """Make `runs`/<UTC time>-<pid>, and let `runs`/latest point to it."""
     folder = runs / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.getpid()}"
     (folder / "logs").mkdir(parents=True)
-    link = runs / f".latest-{os.getpid()}"
-    link.symlink_to(folder.name)
-    try:
-        link.replace(runs / "latest")
-    except OSError:  # "latest" is a folder: a copy that followed the link made one
-        link.unlink()
+    link, latest = runs / f".latest-{os.getpid()}", runs / "latest"
+    if latest.is_symlink() or not latest.exists():  # a copy that followed the link has made a folder of it
+        link.symlink_to(folder.name)
+        link.replace(latest)
     return folder
 
 
@@ -93,9 +71,6 @@ def claim(folder: Path) -> int | None:
     return descriptor
 
 
-# --- How far the round is --------------------------------------------------------------------------------------------
-
-
 def tell_progress(folder: Path, server_round: int, phase: str, replies: int, messages: int) -> None:
     """Say how many of a phase's messages have been answered. A full disk is reported by what matters more."""
     with contextlib.suppress(OSError), (folder / "logs" / "progress.log").open("a") as log:
@@ -109,9 +84,6 @@ def progress(folder: Path) -> tuple[int, str, int, int] | None:
         return int(server_round), phase, int(replies), int(messages)
     except (OSError, ValueError, IndexError):  # nothing yet, or a line that is being written
         return None
-
-
-# --- Who is who ------------------------------------------------------------------------------------------------------
 
 
 def tell_clients(folder: Path, partition_of: dict[int, int], lost: set[int]) -> None:

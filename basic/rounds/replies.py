@@ -6,7 +6,7 @@ and lets one NaN spread to every weight.
 
 import math
 import re
-from collections import Counter
+import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,9 +16,6 @@ from flwr.app import Message, MetricRecord, RecordDict
 EXAMPLES_KEY = "num-examples"
 CARD = "client"  # the ConfigRecord in which the mod `named` says whose reply it is
 NAMED = re.compile(r"\Apartition (\d{1,9}): ")  # what it puts in front of an error
-
-
-# --- Who sent it -----------------------------------------------------------------------------------------------------
 
 
 def card(reply: Message) -> Mapping[str, Any]:
@@ -32,13 +29,13 @@ def card(reply: Message) -> Mapping[str, Any]:
 def partition_id(reply: Message) -> int | None:
     """Return a reply's partition id where it is a whole number from 0 on, else None."""
     said = card(reply).get("partition-id")
-    return said if isinstance(said, int) and not isinstance(said, bool) and said >= 0 else None
+    return said if type(said) is int and said >= 0 else None
 
 
 def usual(replies: Iterable[Message], key: str, kind: type) -> Any:
     """Return what most clients say of themselves under `key`; None where none says anything of that type."""
-    said = Counter(value for reply in replies if isinstance(value := card(reply).get(key), kind))
-    return max(said, key=said.__getitem__, default=None)
+    said = [value for reply in replies if isinstance(value := card(reply).get(key), kind)]
+    return statistics.mode(said) if said else None
 
 
 def stranger(reply: Message, num_partitions: int | None, dataset: str | None) -> str | None:
@@ -49,16 +46,12 @@ def stranger(reply: Message, num_partitions: int | None, dataset: str | None) ->
             f"num-partitions is {_short(said['num-partitions'])} there and {num_partitions} here: start that SuperNode "
             f"with --node-config 'partition-id=... num-partitions={num_partitions}'"
         )
-    identity = partition_id(reply)
-    if said and (identity is None or (num_partitions and identity >= num_partitions)):
-        most = f" to {num_partitions - 1}" if num_partitions else " on"
-        return f"partition-id is {_short(said.get('partition-id'))}, not a whole number from 0{most}"
+    possible = range(num_partitions or 2**31)
+    if said and partition_id(reply) not in possible:
+        return f"partition-id is {_short(said.get('partition-id'))}, not a whole number from 0 to {possible[-1]}"
     if dataset and said.get("dataset", dataset) != dataset:
         return f"its data set is {_short(said['dataset'])} and this run's is {dataset}: set DATASET={dataset} there"
     return None
-
-
-# --- What it says ----------------------------------------------------------------------------------------------------
 
 
 def metrics(reply: Message) -> MetricRecord:
@@ -92,34 +85,25 @@ def _array_fault(content: RecordDict, sent: RecordDict) -> str | None:
         return f"expected the arrays {list(sent.array_records)}, found {_short(list(content.array_records))}"
     for record, expected in sent.array_records.items():
         found = content.array_records[record]
-        if missing := sorted(set(expected) - set(found)):
-            return f"weights are missing: {_short(missing)}"
-        if extra := sorted(set(found) - set(expected)):
-            return f"weights that nobody asked for: {_short(extra)}"
+        if odd := sorted(set(expected) ^ set(found)):
+            return f"weights have other names than those sent: {_short(odd)}"
         for key, like in expected.items():
             array = found[key].numpy()
-            if array.shape != tuple(like.shape):
-                return f"{key} has shape {array.shape}, not {tuple(like.shape)}"
-            if array.dtype != np.dtype(like.dtype):
-                return f"{key} is {array.dtype}, not {like.dtype}, which was sent"
+            form, sent_form = f"{array.dtype} {array.shape}", f"{like.dtype} {tuple(like.shape)}"
+            if form != sent_form:
+                return f"{key} is {form}, not {sent_form}, which was sent"
             if not np.all(np.isfinite(array)):
                 return f"{key} holds NaN or infinite numbers"
     return None
 
 
 def one_line(reason: str) -> str:
-    """Shorten a reason to a line without colours; of a traceback, keep the error that it ends with."""
+    """Shorten a reason to a line, without colours and what Flower and Ray wrap around a client's error."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", reason)
-    plain = plain.rpartition("ClientAppException occurred. Message: ")[2].removesuffix("'>")  # Flower wraps a client's
-    if "Traceback (most recent call last)" in plain:
-        errors = [line for line in plain.splitlines() if re.match(r"[A-Za-z_][\w.]*(Error|Exception)\b.*:", line)]
-        plain = errors[-1] if errors else plain
+    plain = plain.rpartition("ClientAppException occurred. Message: ")[2].removesuffix("'>")
     return _short(" ".join(plain.split()), 300)
 
 
 def _short(value: Any, most: int = 80) -> str:
-    try:
-        text = str(value)
-    except ValueError:  # a number of more than some thousand digits
-        text = f"a {type(value).__name__} too long to print"
+    text = str(value)
     return text if len(text) <= most else f"{text[: most - 3]}..."
