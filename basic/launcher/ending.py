@@ -29,8 +29,8 @@ def summary(record: history.History, folder: Path) -> str:
 
 def drop_part_of_model(model: Path) -> None:
     """Remove a model.pt that was cut off, by a signal or a full disk. That makes room for the history, too."""
-    with contextlib.suppress(FileNotFoundError):
-        if model.read_bytes()[:4] in (b"", b"PK\3\4") and not zipfile.is_zipfile(model):
+    with contextlib.suppress(FileNotFoundError), model.open("rb") as file:
+        if file.read(4) in (b"", b"PK\3\4") and not zipfile.is_zipfile(model):
             model.unlink()
             say("WARNING: model.pt was cut off, as by a full disk, and is removed", error=True)
 
