@@ -87,6 +87,11 @@ def test_the_bar_says_where_the_round_is_in_80_columns(folder: Path) -> None:
     assert "WARNING: said on stderr" in seen
 
 
+def test_the_bar_stands_a_phase_in_which_nobody_is_asked(folder: Path) -> None:
+    history.tell_progress(folder, 2, "evaluate", 0, 0)
+    assert "round 2 of 200, evaluating 0/0" in shown(folder)
+
+
 @pytest.mark.parametrize(("env", "bar"), [({"NO_COLOR": "1"}, True), ({"TERM": "dumb"}, False)])
 def test_no_colour_where_none_is_wanted(folder: Path, env: dict[str, str], bar: bool) -> None:
     seen = shown(folder, **env)

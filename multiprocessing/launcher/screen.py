@@ -113,7 +113,7 @@ def bar(run_dir: Path, num_rounds: int, wanted: bool = True) -> Iterator[Callabl
             if found := history.progress(run_dir):
                 number, phase, replies, messages = found
                 doing, over = PHASES[phase]
-                over += (1 - over) / 2 * replies / messages
+                over += (1 - over) / 2 * replies / max(messages, 1)  # a strategy may ask nobody
                 said = f"round {number} of {num_rounds}, {doing} {replies}/{messages}"
                 shown.update(task, description=said, total=num_rounds, completed=number - 1 + over)
 
