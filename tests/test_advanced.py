@@ -5,12 +5,13 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from paths import ADVANCED
-from runs import Launch, copy_example, finished
+from runs import ON_ONE_CORE, Launch, copy_example, finished
 
 import cifar_utils
 import launch
@@ -23,11 +24,15 @@ ARGUMENTS = (5, 3, 3, 6)
 COUNTED = ("own_loss", "own_accuracy", "train_loss")
 
 
+def in_engine(engine: str) -> dict[str, Any]:
+    return {"ENGINE": engine, "through": ON_ONE_CORE if engine == "simulation" else ()}
+
+
 @pytest.fixture(scope="module", params=["simulation", pytest.param("deployment", marks=pytest.mark.slow)])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Launch:
     """`./run.sh 5 3 3 6`, as the README says it."""
     folder = copy_example("advanced_example", tmp_path_factory.mktemp("run") / "advanced_example")
-    run = finished(folder, *ARGUMENTS, data_dir=data_dir, ENGINE=request.param)
+    run = finished(folder, *ARGUMENTS, data_dir=data_dir, **in_engine(request.param))
     assert run.process.returncode == 0, run.stdout + run.stderr
     assert run.nothing_left()
     return run
@@ -223,7 +228,7 @@ def flaky(run: Launch, tmp_path_factory: pytest.TempPathFactory, data_dir: Path)
     """One flaky client in three, all with toy data; a run that starts where another has ended, and learns nothing."""
     folder = copy_example("advanced_example", tmp_path_factory.mktemp("flaky") / "advanced_example")
     settings = ("flaky-client=1", "toy=true", "partitioner=iid", f"init-from={run.run_dir}/model.pt", "learning-rate=0")
-    again = finished(folder, 3, 2, 2, 4, *settings, data_dir=data_dir, ENGINE=run.history["engine"])
+    again = finished(folder, 3, 2, 2, 4, *settings, data_dir=data_dir, **in_engine(run.history["engine"]))
     assert again.process.returncode == 0, again.stdout + again.stderr
     assert again.nothing_left()
     return again

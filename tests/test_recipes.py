@@ -133,7 +133,7 @@ def test_tables(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     follow(project, "Tables")
     own_data(project)
     write_tables(project)
-    launch = run(project, 3, 3, 3, 4, "learning-rate=0.1")
+    launch = run(project, 3, 3, 3, 2, "learning-rate=0.1", "local-epochs=3")
     last = evaluated(launch)[-1]
     by_client = last["by_client"]
     assert last["clients"] == 3
