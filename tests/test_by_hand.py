@@ -32,8 +32,7 @@ def test_flwr_run_leaves_a_whole_run(example: str, clients: int, tmp_path: Path,
     folder, home = copy_example(example, tmp_path / example), tmp_path / "flwr-home"
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = environment(data_dir, PATH=path, FLWR_HOME=str(home), FLWR_TELEMETRY_ENABLED="0")
-    federation = f"num-supernodes={clients} init-args-num-cpus=1"  # one Ray actor, whose imports take seconds, will do
-    command = ["flwr", "run", ".", "--stream", "--federation-config", federation]
+    command = ["flwr", "run", ".", "--stream", "--federation-config", f"num-supernodes={clients}"]
     command += ["--run-config", "num-server-rounds=2 min-clients=3 sampled-clients=3"]
     try:
         done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import ROOT, Launch, copy_example, environment, finished
+from runs import ON_ONE_CORE, ROOT, Launch, copy_example, environment, finished
 from template_helpers import check, definitions, edit, marks, own_data
 
 PAGE = (ROOT / "RECIPES.md").read_text()
@@ -81,13 +81,13 @@ def project(tmp_path: Path) -> Path:
     return folder
 
 
-def run(folder: Path, *words: object, data_dir: Path | None = None) -> Launch:
+def run(folder: Path, *words: object, data_dir: Path | None = None, **options: Any) -> Launch:
     """Check the project, and run it."""
     status, said = check(folder, data_dir or folder.parent, "--quick")
     assert status == 0, said
     assert marks(said) <= {"ok", "risk"}
     data = {"data_dir": data_dir} if data_dir else {"data_dir": folder.parent, "DATASET": ""}
-    done = finished(folder, *words, cwd=folder.parent, **data)
+    done = finished(folder, *words, cwd=folder.parent, **data, **options)
     assert done.process.returncode == 0, done.stdout + done.stderr
     assert (folder / "runs" / "latest").resolve() == done.run_dir
     return done
@@ -133,7 +133,7 @@ def test_tables(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     follow(project, "Tables")
     own_data(project)
     write_tables(project)
-    launch = run(project, 3, 3, 3, 2, "learning-rate=0.1", "local-epochs=3")
+    launch = run(project, 3, 3, 3, 4, "learning-rate=0.1", ENGINE="simulation", through=ON_ONE_CORE)
     last = evaluated(launch)[-1]
     by_client = last["by_client"]
     assert last["clients"] == 3

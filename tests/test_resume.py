@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from runs import Launch, copy_example, finished
+from runs import ON_ONE_CORE, Launch, copy_example, finished
 
 import launch
 import resume
@@ -31,7 +31,7 @@ UNREAD = ("bash", "-c", '"$@" 2>&1 | head -1; exit ${PIPESTATUS[0]}', "-")
 def whole(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Launch:
     """The run that nothing happens to."""
     folder = copy_example("advanced_example", tmp_path_factory.mktemp("whole") / "advanced_example")
-    run = finished(folder, *ARGUMENTS, data_dir=data_dir)
+    run = finished(folder, *ARGUMENTS, data_dir=data_dir, through=ON_ONE_CORE, ENGINE="simulation")
     assert run.process.returncode == 0, run.stdout + run.stderr
     return run
 
@@ -220,8 +220,8 @@ def test_changed_settings_are_refused(arguments: tuple, words: str, whole: Launc
 
 
 def test_another_engine_is_refused(whole: Launch) -> None:
-    with pytest.raises(UsageError, match="ENGINE was deployment"):
-        check(whole.folder, "resume=latest", ENGINE="simulation")
+    with pytest.raises(UsageError, match="ENGINE was simulation"):
+        check(whole.folder, "resume=latest", ENGINE="deployment")
 
 
 def test_kept_keys_are_checked_where_they_are_used(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,7 +328,7 @@ def test_what_the_ended_processes_left_is_out_of_the_way(copy: Path) -> None:
     (run_dir / "clients.json").write_text('{"partition-of": {}, "lost": [1]}')
     settings = check(copy, 3, 2, 2, 5, "resume=latest")
     assert settings.lock is not None
-    assert (settings.engine, settings.dataset, settings.clients) == ("deployment", "synthetic", 3)
+    assert (settings.engine, settings.dataset, settings.clients) == ("simulation", "synthetic", 3)
     assert (settings.rounds, settings.config["resume"], settings.config["strategy"]) == (5, "", "fedadam")
     assert (run_dir / "logs-2/mark").exists()
     assert list((run_dir / "logs").iterdir()) == []
