@@ -31,6 +31,7 @@ def start(script: Path | str, *words: object, env: Mapping[str, str], out: str =
 def become(script: str, words: list[str], env: dict[str, str], out: str, err: str) -> None:
     if CORE is not None:
         os.sched_setaffinity(0, {CORE})  # a round that it runs, in a simulation, has one Ray actor then
+    sys.modules["torch"].set_num_threads(1)
     os.environ.clear()
     os.environ.update(env)
     for descriptor, path in ((1, out), (2, err)):

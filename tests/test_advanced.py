@@ -238,7 +238,6 @@ def flaky(
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("DATA_DIR", str(data_dir))
             patch.setenv("DATASET", "synthetic")
-            torch.set_num_threads(1)  # as in a run
             play(folder, 3, {**run.history["config"], **settings, **counts})
         return history.load(folder)["rounds"]
     copy_example("advanced_example", folder)

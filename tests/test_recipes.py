@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import ON_ONE_CORE, ROOT, Launch, copy_example, environment, finished
+from runs import ROOT, Launch, copy_example, environment, finished
 from template_helpers import check, definitions, edit, marks, own_data
 
 PAGE = (ROOT / "RECIPES.md").read_text()
@@ -81,13 +81,13 @@ def project(tmp_path: Path) -> Path:
     return folder
 
 
-def run(folder: Path, *words: object, data_dir: Path | None = None, **options: Any) -> Launch:
+def run(folder: Path, *words: object, data_dir: Path | None = None) -> Launch:
     """Check the project, and run it."""
     status, said = check(folder, data_dir or folder.parent, "--quick")
     assert status == 0, said
     assert marks(said) <= {"ok", "risk"}
     data = {"data_dir": data_dir} if data_dir else {"data_dir": folder.parent, "DATASET": ""}
-    done = finished(folder, *words, cwd=folder.parent, **data, **options)
+    done = finished(folder, *words, cwd=folder.parent, **data)
     assert done.process.returncode == 0, done.stdout + done.stderr
     assert (folder / "runs" / "latest").resolve() == done.run_dir
     return done
@@ -133,7 +133,7 @@ def test_tables(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     follow(project, "Tables")
     own_data(project)
     write_tables(project)
-    launch = run(project, 3, 3, 3, 4, "learning-rate=0.1", ENGINE="simulation", through=ON_ONE_CORE)
+    launch = run(project, 3, 3, 3, 4, "learning-rate=0.1")
     last = evaluated(launch)[-1]
     by_client = last["by_client"]
     assert last["clients"] == 3
@@ -340,17 +340,16 @@ client.load_data(types.SimpleNamespace(node_config={node!r}, run_config=config))
     assert "/srv/pictures" not in said.values()  # as the page promises
 
 
-@pytest.mark.parametrize("page", ["RECIPES.md", "README.md"])
-def test_the_trained_model_is_used_as_the_page_says(page: str, project: Path) -> None:
-    code = next(
-        code for code in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S) if "model.pt" in code
-    )
-    before = "import torch\nfrom cifar_utils import Net\n"
-    make = f"{before}torch.manual_seed(5)\nnet = Net()\ntorch.save(net.state_dict(), 'runs/latest/model.pt')\n"
-    use = f"x = torch.ones(2, 3, 32, 32)\nwanted = net.eval()(x)\n{code}\n"
-    command = [sys.executable, "-c", f"{make}{use}print(torch.equal(net(x), wanted))"]
+def test_the_trained_model_is_used_as_the_pages_say(project: Path) -> None:
+    lines = ["import torch", "from cifar_utils import Net", "x = torch.ones(2, 3, 32, 32)"]
+    for seed, page in enumerate(("RECIPES.md", "README.md")):
+        codes = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
+        lines += [f"torch.manual_seed({seed})", "net = Net()", "torch.save(net.state_dict(), 'runs/latest/model.pt')"]
+        lines += ["wanted = net.eval()(x)", next(code for code in codes if "model.pt" in code)]
+        lines += [f"print('{page}', torch.equal(net(x), wanted))"]
+    command = [sys.executable, "-c", "\n".join(lines)]
     done = subprocess.run(command, cwd=project, env=environment(project), capture_output=True, text=True)
-    assert done.stdout == "True\n", done.stderr
+    assert done.stdout == "RECIPES.md True\nREADME.md True\n", done.stderr
 
 
 def test_each_recipe_is_about_a_page(project: Path) -> None:

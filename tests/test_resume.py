@@ -22,7 +22,7 @@ from rounds import history
 from security import make_keys
 
 # FedAdam has a state, two of three clients are sampled, and there are schedules: all of it must be carried over.
-ARGUMENTS = (3, 2, 2, 4, "strategy=fedadam", "server-learning-rate=0.05", "warmup-rounds=3", "decay-rounds=4")
+ARGUMENTS = (3, 2, 2, 3, "strategy=fedadam", "server-learning-rate=0.05", "warmup-rounds=2", "decay-rounds=3")
 # A command that starts another one, and reads the first line of all that it says.
 UNREAD = ("bash", "-c", '"$@" 2>&1 | head -1; exit ${PIPESTATUS[0]}', "-")
 
@@ -69,21 +69,21 @@ def interrupt(run: Launch) -> None:
     run.process.send_signal(signal.SIGINT)
 
 
-def killed_in_round_3(
+def killed_in_round_2(
     folder: Path,
     data_dir: Path,
     kill: Callable[[Launch], None],
     engine: str = "simulation",
-    rounds: int = 4,
+    rounds: int = 3,
     more: tuple[str, ...] = (),
 ) -> Launch:
-    """Start a run, and kill something in the middle of round 3, where the clients of this copy wait for that."""
+    """Start a run, and kill something in the middle of round 2, where the clients of this copy wait for that."""
     hold, reached = folder / "hold", folder / "reached"
     client = folder / "client.py"
     text = client.read_text()
     line = "    # 2. Plain PyTorch.\n"
     assert text.count(line) == 1
-    wait = f"""    while config["server-round"] == 3 and __import__("os").path.exists({str(hold)!r}):
+    wait = f"""    while config["server-round"] == 2 and __import__("os").path.exists({str(hold)!r}):
         open({str(reached)!r}, "w").close()
         __import__("time").sleep(0.05)
 """
@@ -106,26 +106,26 @@ def without_times(rounds: list[dict]) -> list[dict]:
 @pytest.mark.parametrize(
     ("kill", "rounds", "engine"),
     [
-        (kill_everything, 3, "deployment"),  # and it goes on to the end of round 4
-        pytest.param(kill_everything, 3, "simulation", marks=pytest.mark.slow),
-        pytest.param(kill_superlink, 4, "simulation", marks=pytest.mark.slow),
-        pytest.param(kill_server, 4, "simulation", marks=pytest.mark.slow),
-        pytest.param(kill_launcher, 4, "simulation", marks=pytest.mark.slow),
-        pytest.param(interrupt, 4, "simulation", marks=pytest.mark.slow),
+        (kill_everything, 2, "deployment"),  # and it goes on to the end of round 3
+        pytest.param(kill_everything, 2, "simulation", marks=pytest.mark.slow),
+        pytest.param(kill_superlink, 3, "simulation", marks=pytest.mark.slow),
+        pytest.param(kill_server, 3, "simulation", marks=pytest.mark.slow),
+        pytest.param(kill_launcher, 3, "simulation", marks=pytest.mark.slow),
+        pytest.param(interrupt, 3, "simulation", marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_run_ends_as_if_nothing_had_been(
     kill, rounds: int, engine: str, whole: Launch, advanced: Path, data_dir: Path, tmp_path: Path
 ) -> None:
     """By whatever name it is called; from another place, too, and though nobody reads on what it says."""
-    killed = killed_in_round_3(advanced, data_dir, kill, engine, rounds=rounds)
-    assert [entry["round"] for entry in killed.history["rounds"]][:3] == [0, 1, 2]
+    killed = killed_in_round_2(advanced, data_dir, kill, engine, rounds=rounds)
+    assert [entry["round"] for entry in killed.history["rounds"]][:2] == [0, 1]
     assert "model_sha256" not in killed.history
     command = f"To go on after its last whole round: ./run.sh resume={killed.run_dir.name}\n"
     assert (command in killed.stderr) == (kill not in (kill_everything, kill_launcher))
     shutil.rmtree(killed.run_dir / "logs")  # tidied away
-    # What clients, server and launcher had begun in round 3 is not there. ROUNDS is the total.
-    words = ("resume=latest",) if rounds == 4 else (*ARGUMENTS[:4], f"resume={killed.run_dir.name}")
+    # What clients, server and launcher had begun in round 2 is not there. ROUNDS is the total.
+    words = ("resume=latest",) if rounds == 3 else (*ARGUMENTS[:4], f"resume={killed.run_dir.name}")
     variables = {"DATASET": "auto", "ENGINE": engine}
     resumed = finished(advanced, *words, data_dir=data_dir, cwd=tmp_path, through=UNREAD, **variables)
     assert (resumed.process.returncode, len(resumed.stdout.splitlines())) == (0, 1), killed.history
@@ -141,7 +141,7 @@ def test_a_killed_run_ends_as_if_nothing_had_been(
 
 @pytest.mark.slow
 def test_it_goes_on_in_the_deployment_engine(whole: Launch, advanced: Path, data_dir: Path) -> None:
-    killed = killed_in_round_3(advanced, data_dir, kill_server, "deployment")
+    killed = killed_in_round_2(advanced, data_dir, kill_server, "deployment")
     resumed = finished(advanced, "resume=latest", data_dir=data_dir)
     assert resumed.process.returncode == 0, resumed.stdout + resumed.stderr
     assert killed.history["engine"] == "deployment"
@@ -152,14 +152,14 @@ def test_it_goes_on_in_the_deployment_engine(whole: Launch, advanced: Path, data
 @pytest.mark.slow
 def test_two_resumes_at_once(advanced: Path, data_dir: Path) -> None:
     """One goes on; the other is refused while that lives, or because nothing is left to do."""
-    killed_in_round_3(advanced, data_dir, kill_everything)
+    killed_in_round_2(advanced, data_dir, kill_everything)
     with (
         Launch(advanced, "resume=latest", data_dir=data_dir) as one,
         Launch(advanced, "resume=latest", data_dir=data_dir) as two,
     ):
         assert sorted([one.wait(), two.wait()]) == [0, 2]
         refused = two if two.process.returncode else one
-    assert re.fullmatch(r"error: resume: \S+ (is still running|has completed its 4 rounds; .*)\n", refused.stderr)
+    assert re.fullmatch(r"error: resume: \S+ (is still running|has completed its 3 rounds; .*)\n", refused.stderr)
 
 
 @pytest.mark.slow
@@ -168,16 +168,16 @@ def test_a_completed_run_goes_on_with_more_rounds(whole: Launch, tmp_path: Path,
     folder = shutil.copytree(whole.folder, tmp_path / "copy", symlinks=True)
     name = whole.run_dir.name
     (folder / "resume.py").write_text((folder / "resume.py").read_text().replace("PATIENCE = 15.0", "PATIENCE = 0.5"))
-    words = (3, 2, 2, 5, f"resume={name}")
+    words = (3, 2, 2, 4, f"resume={name}")
     with Launch(folder, *words, data_dir=data_dir, cwd=tmp_path, ENGINE="simulation") as run:
         run.wait_until(lambda: "+ flwr run" in run.stdout)
         second = finished(folder, *words, data_dir=data_dir, ENGINE="simulation")
         assert run.wait() == 0, run.stdout + run.stderr
     assert (second.process.returncode, second.stderr) == (2, f"error: resume: {name} is still running\n")
     record = json.loads((folder / "runs" / name / "history.json").read_text())
-    assert [entry["round"] for entry in record["rounds"]] == [0, 1, 2, 3, 4, 5]
-    assert record["rounds"][:5] == whole.history["rounds"]
-    assert record["rounds"][5]["train"]["config"]["learning-rate"] == pytest.approx(0.002)  # decay-rounds was 4
+    assert [entry["round"] for entry in record["rounds"]] == [0, 1, 2, 3, 4]
+    assert record["rounds"][:4] == whole.history["rounds"]
+    assert record["rounds"][4]["train"]["config"]["learning-rate"] == pytest.approx(0.002)  # decay-rounds was 3
     assert record["model_sha256"] != whole.history["model_sha256"]
 
 
@@ -207,9 +207,9 @@ def copy(whole: Launch, tmp_path: Path) -> Path:
     [
         (("seed=3",), "seed was 2026"),
         (("strategy=fedavg",), "strategy was fedadam"),
-        ((4, 2, 2, 4), "CLIENTS was 3"),
-        ((3, 2, 2, 3), "ROUNDS, the total, was 4"),
-        ((), "has completed its 4 rounds"),
+        ((4, 2, 2, 3), "CLIENTS was 3"),
+        ((3, 2, 2, 2), "ROUNDS, the total, was 3"),
+        ((), "has completed its 3 rounds"),
     ],
 )
 def test_changed_settings_are_refused(arguments: tuple, words: str, whole: Launch) -> None:
