@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from runs import CORE, ROOT
 
 processes = multiprocessing.get_context("forkserver")  # a server for each worker of pytest's, when first asked for
 processes.set_forkserver_preload(
@@ -29,6 +29,9 @@ def start(script: Path | str, *words: object, env: Mapping[str, str], out: str =
 
 
 def become(script: str, words: list[str], env: dict[str, str], out: str, err: str) -> None:
+    if CORE is not None:
+        os.sched_setaffinity(0, {CORE})  # a round that it runs, in a simulation, has one Ray actor then
+    sys.modules["torch"].set_num_threads(1)
     os.environ.clear()
     os.environ.update(env)
     for descriptor, path in ((1, out), (2, err)):

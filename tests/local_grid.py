@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
@@ -75,6 +76,7 @@ def begin(folder: Path, clients: int) -> None:
 
 def play(folder: Path, clients: int, run_config: dict[str, Any], watch: Watch = None) -> LocalGrid:
     """Run all rounds, or those that are left, in a run's folder; return the grid, which has what was said."""
+    torch.set_num_threads(1)  # as in a run; more wait for one another
     if not folder.exists():
         begin(folder, clients)
     grid = LocalGrid(clients, run_config, watch)

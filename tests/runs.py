@@ -18,6 +18,11 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 # A command that runs another one without root's privileges: what a folder's mode forbids is forbidden.
 UNPRIVILEGED = ("setpriv", "--bounding-set=-all", "--inh-caps=-all") if os.geteuid() == 0 else ()
+CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+CORE = CORES[WORKER % len(CORES)] if CORES else None
+# A command that gives another one a single core: a simulation then has one Ray actor, and each takes 6 s of CPU.
+ON_ONE_CORE = ("taskset", "--cpu-list", str(CORE)) if CORES and shutil.which("taskset") else ()
 OURS = ("ENGINE", "DATASET", "PORT", "SECURE", "WARM", "RAY_ADDRESS")  # variables that would change what the tests run
 
 

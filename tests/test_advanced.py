@@ -5,29 +5,36 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from local_grid import play
 from paths import ADVANCED
-from runs import Launch, copy_example, finished
+from runs import ON_ONE_CORE, Launch, copy_example, finished
 
 import cifar_utils
 import launch
 from launcher.arguments import parse
 from launcher.project import UsageError
 from models import make_model
+from rounds import history
 from rounds.averages import model_sha256
 
 ARGUMENTS = (5, 3, 3, 6)
 COUNTED = ("own_loss", "own_accuracy", "train_loss")
 
 
+def in_engine(engine: str) -> dict[str, Any]:
+    return {"ENGINE": engine, "through": ON_ONE_CORE if engine == "simulation" else ()}
+
+
 @pytest.fixture(scope="module", params=["simulation", pytest.param("deployment", marks=pytest.mark.slow)])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Launch:
     """`./run.sh 5 3 3 6`, as the README says it."""
     folder = copy_example("advanced_example", tmp_path_factory.mktemp("run") / "advanced_example")
-    run = finished(folder, *ARGUMENTS, data_dir=data_dir, ENGINE=request.param)
+    run = finished(folder, *ARGUMENTS, data_dir=data_dir, **in_engine(request.param))
     assert run.process.returncode == 0, run.stdout + run.stderr
     assert run.nothing_left()
     return run
@@ -218,26 +225,39 @@ def test_an_unknown_model_is_refused(advanced: Path, data_dir: Path) -> None:
 # --- 5., 9. and 10. Weights from a file, toy data, and a client that fails -------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def flaky(run: Launch, tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Launch:
+@pytest.fixture(scope="module", params=["in this process", pytest.param("in an engine", marks=pytest.mark.slow)])
+def flaky(
+    request: pytest.FixtureRequest, run: Launch, tmp_path_factory: pytest.TempPathFactory, data_dir: Path
+) -> list[dict]:
     """One flaky client in three, all with toy data; a run that starts where another has ended, and learns nothing."""
-    folder = copy_example("advanced_example", tmp_path_factory.mktemp("flaky") / "advanced_example")
-    settings = ("flaky-client=1", "toy=true", "partitioner=iid", f"init-from={run.run_dir}/model.pt", "learning-rate=0")
-    again = finished(folder, 3, 2, 2, 4, *settings, data_dir=data_dir, ENGINE=run.history["engine"])
+    folder = tmp_path_factory.mktemp("flaky") / "advanced_example"
+    settings = {"flaky-client": 1, "toy": True, "partitioner": "iid", "learning-rate": 0.0}
+    settings["init-from"] = str(run.run_dir / "model.pt")
+    if request.param == "in this process":
+        counts = {"min-clients": 2, "sampled-clients": 2, "num-server-rounds": 4}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("DATA_DIR", str(data_dir))
+            patch.setenv("DATASET", "synthetic")
+            play(folder, 3, {**run.history["config"], **settings, **counts})
+        return history.load(folder)["rounds"]
+    copy_example("advanced_example", folder)
+    words = [f"{key}={'true' if value is True else value}" for key, value in settings.items()]
+    again = finished(folder, 3, 2, 2, 4, *words, data_dir=data_dir, **in_engine(run.history["engine"]))
     assert again.process.returncode == 0, again.stdout + again.stderr
+    assert "RuntimeError: this client fails in even rounds" in again.stdout
     assert again.nothing_left()
-    return again
+    return rounds(again)
 
 
-def test_it_starts_from_a_file(run: Launch, flaky: Launch) -> None:
+def test_it_starts_from_a_file(run: Launch, flaky: list[dict]) -> None:
     """Each round tests as the last round of the run whose model.pt it is, since a rate of 0 changes nothing."""
-    assert all(entry["server"] == rounds(run)[-1]["server"] for entry in rounds(flaky))
+    assert all(entry["server"] == rounds(run)[-1]["server"] for entry in flaky)
 
 
-def test_one_flaky_client_in_three(flaky: Launch) -> None:
-    assert len(rounds(flaky)) == 5
+def test_one_flaky_client_in_three(flaky: list[dict]) -> None:
+    assert len(flaky) == 5
     failed = 0
-    for entry in rounds(flaky)[1:]:
+    for entry in flaky[1:]:
         failures = entry["train"]["failures"]
         assert len(failures) + entry["train"]["clients"] == 2
         assert [row["num-examples"] for row in entry["train"]["by_client"]] == [10] * entry["train"]["clients"]
@@ -247,7 +267,6 @@ def test_one_flaky_client_in_three(flaky: Launch) -> None:
             assert entry["round"] % 2 == 0
             assert "this client fails in even rounds" in failure["reason"]
     assert failed > 0
-    assert "RuntimeError: this client fails in even rounds" in flaky.stdout
 
 
 @pytest.mark.slow

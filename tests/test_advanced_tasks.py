@@ -210,10 +210,10 @@ def model(run: Launch, name: str = "model.pt") -> dict[str, torch.Tensor]:
 def test_a_regression_where_the_server_has_no_data(tmp_path: Path, data_dir: Path) -> None:
     """The clients' loss takes the place of the server's accuracy, and the model is the right one."""
     folder = changed(tmp_path / "regression", REGRESSION, NO_TEST_DATA)
-    words = ("partitioner=quantity", "learning-rate=0.1", "warmup-rounds=0", "alpha=1")
-    found = run(folder, data_dir, 4, *words, engine="deployment")
+    words = ("partitioner=quantity", "learning-rate=0.1", "warmup-rounds=0", "alpha=1", "batch-size=8")
+    found = run(folder, data_dir, 2, *words, engine="deployment")
     rounds = found.history["rounds"]
-    assert [entry["round"] for entry in rounds] == [1, 2, 3, 4]
+    assert [entry["round"] for entry in rounds] == [1, 2]
     assert not any("server" in entry or "accuracy" in entry["evaluate"] for entry in rounds)
     assert "accuracy" not in found.history
     assert all(entry["evaluate"]["worst-loss"] >= entry["evaluate"]["best-loss"] for entry in rounds)

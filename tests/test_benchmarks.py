@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,8 +19,8 @@ import pytest
 from runs import ROOT, copy_example, environment, finished
 
 
-def benchmark(name: str, *arguments: object, data_dir: Path) -> str:
-    command = [sys.executable, ROOT / "benchmarks" / f"{name}.py", *map(str, arguments)]
+def benchmark(name: str, *arguments: object, data_dir: Path, through: Sequence[str] = ()) -> str:
+    command = [*through, sys.executable, ROOT / "benchmarks" / f"{name}.py", *map(str, arguments)]
     done = subprocess.run(command, env=environment(data_dir), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -1,5 +1,6 @@
 """Tests that what goes wrong in a run ends in a clear error and an honest exit status, or is survived."""
 
+import os
 import re
 import shutil
 import signal
@@ -27,7 +28,7 @@ def test_server_py_raises(engine: str, basic: Path, data_dir: Path) -> None:
     """The traceback that is shown is the user's, though Flower wraps it in others."""
     raises = "    config = context.run_config\n    raise ValueError('a bad server')\n"
     edit(basic / "server.py", ("    config = context.run_config\n", raises))
-    run = finished(basic, 2, 2, 2, 1, data_dir=data_dir, ENGINE=engine)
+    run = finished(basic, 1, 1, 1, 1, data_dir=data_dir, ENGINE=engine)
     assert run.process.returncode == 1
     shown = run.stderr.splitlines()
     assert "a bad server" in shown[0]
@@ -74,10 +75,13 @@ def test_a_client_fails_in_each_round(engine: str, basic: Path, data_dir: Path) 
 
 
 def test_a_client_that_is_too_slow_is_named(basic: Path, data_dir: Path) -> None:
+    """In a run that nobody hears, either: its input and both outputs are closed."""
     slow = "    # 2. Plain PyTorch.\n    __import__('time').sleep(60 * context.node_config['partition-id'])\n"
     edit(basic / "client.py", ("    # 2. Plain PyTorch.\n", slow))
-    run = finished(basic, 2, 2, 2, 1, "round-timeout=8", data_dir=data_dir)
-    assert run.process.returncode == 0, run.stdout + run.stderr
+    closed = ("bash", "-c", 'exec "$@" <&- >&- 2>&-', "-")
+    run = finished(basic, 2, 2, 2, 1, "round-timeout=8", data_dir=data_dir, through=closed)
+    assert (run.process.returncode, run.stdout + run.stderr) == (0, ""), run.history
+    assert run.history["status"] == "completed"
     for phase in ("train", "evaluate"):  # it has not yet heard of the second
         assert run.history["rounds"][0][phase]["clients"] == 1
         assert run.history["rounds"][0][phase]["failures"] == [
@@ -132,13 +136,16 @@ def test_a_run_looks_at_its_data_before_anything_starts(basic: Path, tmp_path: P
 
 
 def test_a_run_says_once_that_cifar_10_could_not_be_had(basic: Path, tmp_path: Path, data_dir: Path) -> None:
+    """And is ended as it starts: the SuperLink is there, and no client yet."""
     data = tmp_path / "data"
     shutil.copytree(data_dir / "synthetic", data / "synthetic")
     no_site = {"CIFAR10_URL": "http://127.0.0.1:1/", "NO_PROXY": "127.0.0.1"}
     with Launch(basic, data_dir=data, DATASET="auto", **no_site) as run:
         run.wait_until(lambda: "+ flower-superlink" in run.stdout)  # what is said of the data comes before
-        run.process.send_signal(signal.SIGTERM)
-        assert run.wait() == 128 + signal.SIGTERM
+        os.killpg(run.process.pid, signal.SIGHUP)
+        assert run.wait(15) == 128 + signal.SIGHUP
+    assert run.nothing_left()
+    assert (run.history["status"], run.history["reason"]) == ("stopped", "SIGHUP")
     said = run.stdout + run.stderr
     assert said.count("CIFAR-10 could not be downloaded") == 1
     assert said.count("WARNING: this is not CIFAR-10. CIFAR-10 could not be downloaded") == 1

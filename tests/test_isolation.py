@@ -322,18 +322,12 @@ def test_a_module_that_uses_cuda_while_it_is_imported_is_named(tmp_path: Path) -
     assert not (tmp_path / "socket").exists()
 
 
-def test_it_does_no_harm_where_no_gpu_is_to_be_used(tmp_path: Path) -> None:
-    with own_server(tmp_path, ORDINARY, CUDA_VISIBLE_DEVICES="") as server:
-        wait_until((tmp_path / "socket").exists)
-        server.terminate()
-
-
-def test_while_it_imports_the_fork_server_asks_the_driver_and_not_cuda(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_does_no_harm_where_no_gpu_is_to_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it imports, the fork server asks the driver and not CUDA."""
     monkeypatch.setenv(FORK_SERVER, str(tmp_path / "socket"))
     check = "PYTORCH_NVML_BASED_CUDA_CHECK"
-    with own_server(tmp_path, f'os.environ["SEEN"] = os.environ["{check}"]') as server:
+    line = f'{ORDINARY}\nos.environ["SEEN"] = os.environ["{check}"]'
+    with own_server(tmp_path, line, CUDA_VISIBLE_DEVICES="") as server:
         wait_until((tmp_path / "socket").exists)
         assert run_isolated(child_work.variable, "SEEN") == "1"
         assert run_isolated(child_work.variable, check) is None

@@ -264,7 +264,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Launch:
     """With personal layers, too, so that one run of the engine shows both."""
     folder = copy_example("advanced_example", tmp_path_factory.mktemp("private") / "advanced_example")
     words = ("dp-noise=2.0", "dp-clip=0.01", "personal-layers=fc3")
-    run = finished(folder, 4, 4, 4, 3, *words, data_dir=data_dir)
+    run = finished(folder, 2, 2, 2, 3, *words, data_dir=data_dir)
     assert run.process.returncode == 0, run.stdout + run.stderr
     return run
 
@@ -286,5 +286,5 @@ def test_each_client_of_a_run_keeps_its_layers(run: Launch) -> None:
     """The engine keeps the states of the clients: what they have learned goes on from round to round."""
     assert set(torch.load(run.run_dir / "model.pt", weights_only=True)).isdisjoint({"fc3.weight", "fc3.bias"})
     kept = sorted(path.name for path in run.run_dir.glob("personal/*"))
-    assert kept == [f"client-{client}-round-{n}.pt" for client in range(4) for n in (2, 3)]
+    assert kept == [f"client-{client}-round-{n}.pt" for client in range(2) for n in (2, 3)]
     assert not any("server" in entry for entry in run.history["rounds"])

@@ -70,11 +70,11 @@ def shown(folder: Path, **env: str) -> str:
 def test_a_run_on_a_terminal_shows_a_bar_and_a_line_a_round(tmp_path: Path, data_dir: Path) -> None:
     folder = copy_example("basic", tmp_path / "basic")
     env = environment(data_dir, ENGINE="deployment")
-    status, seen = in_terminal([str(folder / "run.sh"), "2", "2", "2", "2"], **env)
+    status, seen = in_terminal([str(folder / "run.sh"), "1", "1", "1", "2"], **env)
     assert status == 0, seen
     assert "round 1 of 2, training" in seen
     assert COLOUR.search(seen)
-    lines = [line for line in plain(seen) if re.match(r" +[12] +2 +0 ", line)]
+    lines = [line for line in plain(seen) if re.match(r" +[12] +1 +0 ", line)]
     assert [line.split()[0] for line in lines] == ["1", "2"]
     assert seen.rindex("\x1b[?25h") > seen.rindex("\x1b[?25l")  # the cursor is back
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from edits import edit
 from odd import COPY, HONEST, IDENTITIES, METRICS, NAMES, ODD_TIMES, OUTSIDE, SILENT, TWIN
-from runs import Launch, copy_example, finished
+from runs import ON_ONE_CORE, Launch, copy_example, finished
 
 CLIENTS = len(NAMES)
 ACCEPTED = [*NAMES[:HONEST], *METRICS, ODD_TIMES, SILENT]  # whose weights count
@@ -54,7 +54,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Launch:
         ("import cifar_utils\n", "import cifar_utils\nfrom odd import broken, odd\n"),
         ("mods=[named, seeded]", "mods=[odd, named, seeded, broken]"),
     )
-    return finished(folder, *[CLIENTS] * 3, 1, data_dir=data_dir, ENGINE="simulation")
+    return finished(folder, *[CLIENTS] * 3, 1, data_dir=data_dir, through=ON_ONE_CORE, ENGINE="simulation")
 
 
 @pytest.fixture(scope="module")

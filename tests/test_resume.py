@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from runs import Launch, copy_example, finished
+from runs import ON_ONE_CORE, Launch, copy_example, finished
 
 import launch
 import resume
@@ -22,14 +22,16 @@ from rounds import history
 from security import make_keys
 
 # FedAdam has a state, two of three clients are sampled, and there are schedules: all of it must be carried over.
-ARGUMENTS = (3, 2, 2, 4, "strategy=fedadam", "server-learning-rate=0.05", "warmup-rounds=3", "decay-rounds=4")
+ARGUMENTS = (3, 2, 2, 3, "strategy=fedadam", "server-learning-rate=0.05", "warmup-rounds=2", "decay-rounds=3")
+# A command that starts another one, and reads the first line of all that it says.
+UNREAD = ("bash", "-c", '"$@" 2>&1 | head -1; exit ${PIPESTATUS[0]}', "-")
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Launch:
     """The run that nothing happens to."""
     folder = copy_example("advanced_example", tmp_path_factory.mktemp("whole") / "advanced_example")
-    run = finished(folder, *ARGUMENTS, data_dir=data_dir)
+    run = finished(folder, *ARGUMENTS, data_dir=data_dir, through=ON_ONE_CORE, ENGINE="simulation")
     assert run.process.returncode == 0, run.stdout + run.stderr
     return run
 
@@ -67,21 +69,21 @@ def interrupt(run: Launch) -> None:
     run.process.send_signal(signal.SIGINT)
 
 
-def killed_in_round_3(
+def killed_in_round_2(
     folder: Path,
     data_dir: Path,
     kill: Callable[[Launch], None],
     engine: str = "simulation",
-    rounds: int = 4,
+    rounds: int = 3,
     more: tuple[str, ...] = (),
 ) -> Launch:
-    """Start a run, and kill something in the middle of round 3, where the clients of this copy wait for that."""
+    """Start a run, and kill something in the middle of round 2, where the clients of this copy wait for that."""
     hold, reached = folder / "hold", folder / "reached"
     client = folder / "client.py"
     text = client.read_text()
     line = "    # 2. Plain PyTorch.\n"
     assert text.count(line) == 1
-    wait = f"""    while config["server-round"] == 3 and __import__("os").path.exists({str(hold)!r}):
+    wait = f"""    while config["server-round"] == 2 and __import__("os").path.exists({str(hold)!r}):
         open({str(reached)!r}, "w").close()
         __import__("time").sleep(0.05)
 """
@@ -104,28 +106,29 @@ def without_times(rounds: list[dict]) -> list[dict]:
 @pytest.mark.parametrize(
     ("kill", "rounds", "engine"),
     [
-        (kill_everything, 3, "deployment"),  # and it goes on to the end of round 4
-        pytest.param(kill_everything, 3, "simulation", marks=pytest.mark.slow),
-        pytest.param(kill_superlink, 4, "simulation", marks=pytest.mark.slow),
-        pytest.param(kill_server, 4, "simulation", marks=pytest.mark.slow),
-        pytest.param(kill_launcher, 4, "simulation", marks=pytest.mark.slow),
-        pytest.param(interrupt, 4, "simulation", marks=pytest.mark.slow),
+        (kill_everything, 2, "deployment"),  # and it goes on to the end of round 3
+        pytest.param(kill_everything, 2, "simulation", marks=pytest.mark.slow),
+        pytest.param(kill_superlink, 3, "simulation", marks=pytest.mark.slow),
+        pytest.param(kill_server, 3, "simulation", marks=pytest.mark.slow),
+        pytest.param(kill_launcher, 3, "simulation", marks=pytest.mark.slow),
+        pytest.param(interrupt, 3, "simulation", marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_run_ends_as_if_nothing_had_been(
     kill, rounds: int, engine: str, whole: Launch, advanced: Path, data_dir: Path, tmp_path: Path
 ) -> None:
-    """By whatever name it is called; from another place, too."""
-    killed = killed_in_round_3(advanced, data_dir, kill, engine, rounds=rounds)
-    assert [entry["round"] for entry in killed.history["rounds"]][:3] == [0, 1, 2]
+    """By whatever name it is called; from another place, too, and though nobody reads on what it says."""
+    killed = killed_in_round_2(advanced, data_dir, kill, engine, rounds=rounds)
+    assert [entry["round"] for entry in killed.history["rounds"]][:2] == [0, 1]
     assert "model_sha256" not in killed.history
     command = f"To go on after its last whole round: ./run.sh resume={killed.run_dir.name}\n"
     assert (command in killed.stderr) == (kill not in (kill_everything, kill_launcher))
     shutil.rmtree(killed.run_dir / "logs")  # tidied away
-    # What clients, server and launcher had begun in round 3 is not there. ROUNDS is the total.
-    words = ("resume=latest",) if rounds == 4 else (*ARGUMENTS[:4], f"resume={killed.run_dir.name}")
-    resumed = finished(advanced, *words, data_dir=data_dir, cwd=tmp_path, DATASET="auto", ENGINE=engine)
-    assert resumed.process.returncode == 0, resumed.stdout + resumed.stderr
+    # What clients, server and launcher had begun in round 2 is not there. ROUNDS is the total.
+    words = ("resume=latest",) if rounds == 3 else (*ARGUMENTS[:4], f"resume={killed.run_dir.name}")
+    variables = {"DATASET": "auto", "ENGINE": engine}
+    resumed = finished(advanced, *words, data_dir=data_dir, cwd=tmp_path, through=UNREAD, **variables)
+    assert (resumed.process.returncode, len(resumed.stdout.splitlines())) == (0, 1), killed.history
     assert killed.run_folders() == [killed.run_dir]  # the same folder
     assert killed.history["status"] == "completed"
     assert "reason" not in killed.history
@@ -138,7 +141,7 @@ def test_a_killed_run_ends_as_if_nothing_had_been(
 
 @pytest.mark.slow
 def test_it_goes_on_in_the_deployment_engine(whole: Launch, advanced: Path, data_dir: Path) -> None:
-    killed = killed_in_round_3(advanced, data_dir, kill_server, "deployment")
+    killed = killed_in_round_2(advanced, data_dir, kill_server, "deployment")
     resumed = finished(advanced, "resume=latest", data_dir=data_dir)
     assert resumed.process.returncode == 0, resumed.stdout + resumed.stderr
     assert killed.history["engine"] == "deployment"
@@ -149,14 +152,14 @@ def test_it_goes_on_in_the_deployment_engine(whole: Launch, advanced: Path, data
 @pytest.mark.slow
 def test_two_resumes_at_once(advanced: Path, data_dir: Path) -> None:
     """One goes on; the other is refused while that lives, or because nothing is left to do."""
-    killed_in_round_3(advanced, data_dir, kill_everything)
+    killed_in_round_2(advanced, data_dir, kill_everything)
     with (
         Launch(advanced, "resume=latest", data_dir=data_dir) as one,
         Launch(advanced, "resume=latest", data_dir=data_dir) as two,
     ):
         assert sorted([one.wait(), two.wait()]) == [0, 2]
         refused = two if two.process.returncode else one
-    assert re.fullmatch(r"error: resume: \S+ (is still running|has completed its 4 rounds; .*)\n", refused.stderr)
+    assert re.fullmatch(r"error: resume: \S+ (is still running|has completed its 3 rounds; .*)\n", refused.stderr)
 
 
 @pytest.mark.slow
@@ -165,16 +168,16 @@ def test_a_completed_run_goes_on_with_more_rounds(whole: Launch, tmp_path: Path,
     folder = shutil.copytree(whole.folder, tmp_path / "copy", symlinks=True)
     name = whole.run_dir.name
     (folder / "resume.py").write_text((folder / "resume.py").read_text().replace("PATIENCE = 15.0", "PATIENCE = 0.5"))
-    words = (3, 2, 2, 5, f"resume={name}")
+    words = (3, 2, 2, 4, f"resume={name}")
     with Launch(folder, *words, data_dir=data_dir, cwd=tmp_path, ENGINE="simulation") as run:
         run.wait_until(lambda: "+ flwr run" in run.stdout)
         second = finished(folder, *words, data_dir=data_dir, ENGINE="simulation")
         assert run.wait() == 0, run.stdout + run.stderr
     assert (second.process.returncode, second.stderr) == (2, f"error: resume: {name} is still running\n")
     record = json.loads((folder / "runs" / name / "history.json").read_text())
-    assert [entry["round"] for entry in record["rounds"]] == [0, 1, 2, 3, 4, 5]
-    assert record["rounds"][:5] == whole.history["rounds"]
-    assert record["rounds"][5]["train"]["config"]["learning-rate"] == pytest.approx(0.002)  # decay-rounds was 4
+    assert [entry["round"] for entry in record["rounds"]] == [0, 1, 2, 3, 4]
+    assert record["rounds"][:4] == whole.history["rounds"]
+    assert record["rounds"][4]["train"]["config"]["learning-rate"] == pytest.approx(0.002)  # decay-rounds was 3
     assert record["model_sha256"] != whole.history["model_sha256"]
 
 
@@ -204,9 +207,9 @@ def copy(whole: Launch, tmp_path: Path) -> Path:
     [
         (("seed=3",), "seed was 2026"),
         (("strategy=fedavg",), "strategy was fedadam"),
-        ((4, 2, 2, 4), "CLIENTS was 3"),
-        ((3, 2, 2, 3), "ROUNDS, the total, was 4"),
-        ((), "has completed its 4 rounds"),
+        ((4, 2, 2, 3), "CLIENTS was 3"),
+        ((3, 2, 2, 2), "ROUNDS, the total, was 3"),
+        ((), "has completed its 3 rounds"),
     ],
 )
 def test_changed_settings_are_refused(arguments: tuple, words: str, whole: Launch) -> None:
@@ -217,8 +220,8 @@ def test_changed_settings_are_refused(arguments: tuple, words: str, whole: Launc
 
 
 def test_another_engine_is_refused(whole: Launch) -> None:
-    with pytest.raises(UsageError, match="ENGINE was deployment"):
-        check(whole.folder, "resume=latest", ENGINE="simulation")
+    with pytest.raises(UsageError, match="ENGINE was simulation"):
+        check(whole.folder, "resume=latest", ENGINE="deployment")
 
 
 def test_kept_keys_are_checked_where_they_are_used(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,7 +328,7 @@ def test_what_the_ended_processes_left_is_out_of_the_way(copy: Path) -> None:
     (run_dir / "clients.json").write_text('{"partition-of": {}, "lost": [1]}')
     settings = check(copy, 3, 2, 2, 5, "resume=latest")
     assert settings.lock is not None
-    assert (settings.engine, settings.dataset, settings.clients) == ("deployment", "synthetic", 3)
+    assert (settings.engine, settings.dataset, settings.clients) == ("simulation", "synthetic", 3)
     assert (settings.rounds, settings.config["resume"], settings.config["strategy"]) == (5, "", "fedadam")
     assert settings.command == history.load(run_dir)["command"]  # not the one with resume=latest
     assert (run_dir / "logs-2/mark").exists()

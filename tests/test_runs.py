@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import Launch, copy_example, finished
+from runs import ON_ONE_CORE, Launch, copy_example, finished
 from test_benchmarks import benchmark
 from test_report import Page, assert_self_contained, copy_collection
 
@@ -190,7 +190,7 @@ def test_both_engines_give_the_same_model(runs: dict[str, Launch], alone: dict[s
 
 def test_a_run_is_what_a_plain_loop_computes(runs: dict[str, Launch], data_dir: Path) -> None:
     """FedAvg in forty lines, without Flower, ends with the same model and accuracy."""
-    said = benchmark("floor", "basic", CLIENTS, SAMPLED, ROUNDS, data_dir=data_dir)
+    said = benchmark("floor", "basic", CLIENTS, SAMPLED, ROUNDS, data_dir=data_dir, through=ON_ONE_CORE)
     history = runs["deployment"].history
     assert f"accuracy {history['accuracy']:.3f}, model_sha256 {history['model_sha256']}" in said
 

@@ -1,14 +1,11 @@
 """Whatever the user's shell, environment and folder are like, a run does the same and ends with its own status."""
 
 import json
-import math
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,154 +35,7 @@ def edit(file: Path, *pairs: tuple[str, str]) -> None:
     file.write_text(text)
 
 
-# --- A user's own folder, variables and signals ----------------------------------------------------------------------
-
-OWN = """seed = 2026
-clients = 5
-dataset = "mine"
-engine = 2.5
-values = "v"
-keys = true
-description = "d"
-bound = inf
-opt.lr = 0.1
-opt.decay.steps = 10
-"a key" = 1
-"""
-SEEN = """    seen = {key: repr(value) for key, value in context.run_config.items()}
-    (run.folder / "seen.json").write_text(__import__("json").dumps(seen))
-"""
-# The name of a data set may hold what matplotlib takes for a formula.
-DATASET = "price_$^$"
-
-
-EXTENSION = """from pathlib import Path
-
-
-def prepare(run):
-    (run.run_dir / "hooks").write_text("prepare\\n")
-
-
-def after_superlink(run):
-    with (run.run_dir / "hooks").open("a") as file:
-        file.write(f"after {[log.stem for log in (run.run_dir / 'logs').iterdir()]}\\n")
-
-
-def supernode_arguments(run, partition_id):
-    return ["--insecure", "--max-retries", str(10 + partition_id)]
-
-
-def cleanup(run):
-    with (run.run_dir / "hooks").open("a") as file:
-        file.write(f"cleanup {run.history['status']} {len(run.history['rounds'])}\\n")
-"""
-
-
-def users_own(folder: Path) -> None:
-    """Turn a copy into somebody's project, with keys, a data set, an extension and modules of their own."""
-    edit(
-        folder / "pyproject.toml",
-        ("seed = 2026", OWN),
-        ('dataset = "auto"', f'dataset = "{DATASET}"\nextension = "hooks"'),
-    )
-    (folder / "hooks.py").write_text(EXTENSION)
-    for name in ("launch", "partitions", "preflight", "capacity", "security", "machines", "fork_server"):
-        (folder / f"{name}.py").write_text("raise SystemExit('nobody has asked for this')\n")
-    edit(folder / "cifar_utils.py", ("cifar_data.load_split(split)", "cifar_data.load_split(split, 'synthetic')"))
-    with (folder / "server.py").open("a") as file:
-        file.write(SEEN)
-    (folder / "runs" / "latest").mkdir(parents=True)  # copies that follow links make a folder of it
-    (folder / "runs" / "latest" / "mine").touch()
-
-
-@pytest.fixture(scope="module", params=ENGINES)
-def surrounded(request, tmp_path_factory, data_dir: Path) -> Iterator[SimpleNamespace]:
-    """A run with other programs' variables, and with signals that its parent has set to be ignored."""
-    folder = tmp_path_factory.mktemp("surrounded")
-    example = copy_example("basic", folder / "my 'fine' project")
-    users_own(example)
-    (folder / "theirs").mkdir()
-    (folder / "theirs" / "history.json").write_text("not yours")
-    after = folder / "after.sh"
-    after.write_text(f"#!/bin/sh\ntouch '{folder}/after'\n")
-    after.chmod(0o755)
-    long = folder / ("t" * 100)
-    long.mkdir()
-    short = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))
-    proxies = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy", "grpc_proxy"), CLOSED)
-    variables = {
-        **{name.upper(): value for name, value in proxies.items()},
-        **proxies,
-        "NO_PROXY": "example.org",
-        **{"RUN_DIR": str(folder / "theirs"), "AFTER_RUN": str(after), "FORK_SERVER": "/nonexistent"},
-        **{"MPLBACKEND": "nonsense", "RAY_ADDRESS": "ray://127.0.0.1:9", "RAY_NAMESPACE": "x"},
-        **{"FLWR_HOME": str(folder / "flwr-home"), "XDG_CACHE_HOME": "relative", "CDPATH": "/"},
-        "MPLCONFIGDIR": str(data_dir.parent / "matplotlib"),  # it would take the relative path
-        **{"PYTHONIOENCODING": "ascii", "TMPDIR": str(long if request.param == "simulation" else short)},
-    }
-    words = (*ONE_ROUND, "clients=7", "opt.lr=0.2", "a key=3")
-    ignoring = ("bash", "-c", "trap '' INT HUP; exec \"$@\"", "-")
-    options = {"data_dir": data_dir, "through": ignoring, "ENGINE": request.param, "DATASET": "", **variables}
-    with Launch(example, *words, **options) as run:
-        run.wait_until(lambda: run.pids("flower-superlink"))
-        for number in (signal.SIGHUP, signal.SIGINT):  # as where a terminal closes, and to a job in the background
-            os.killpg(run.process.pid, number)
-        run.wait()
-    yield SimpleNamespace(run=run, engine=request.param, folder=folder, example=example, temporary=(long, short))
-    shutil.rmtree(short)
-
-
-def test_variables_and_ignored_signals_change_nothing(surrounded: SimpleNamespace) -> None:
-    run = surrounded.run
-    assert run.process.returncode == 0, run.stdout + run.stderr
-    assert "WARNING" not in run.stderr
-    assert run.history["status"] == "completed"
-    assert run.history["rounds"][-1]["evaluate"]["clients"] == 2
-    assert run.nothing_left()
-
-
-def test_it_stays_out_of_other_folders(surrounded: SimpleNamespace) -> None:
-    assert sorted(
-        path.name for path in surrounded.folder.iterdir() if not re.search(r"\.(out|err)\d+$", path.name)
-    ) == [
-        "after.sh",
-        surrounded.example.name,
-        "theirs",
-        "t" * 100,
-    ]
-    assert (surrounded.folder / "theirs" / "history.json").read_text() == "not yours"
-    left = [path.name for folder in surrounded.temporary for path in folder.iterdir()]
-    assert [name for name in left if not name.startswith("torchinductor_")] == []  # PyTorch keeps that for next time
-
-
-def test_a_folder_in_the_place_of_the_link_is_left_alone(surrounded: SimpleNamespace) -> None:
-    latest = surrounded.example / "runs" / "latest"
-    assert [path.name for path in latest.iterdir()] == ["mine"]
-    assert sorted(path.name for path in latest.parent.iterdir()) == [surrounded.run.run_dir.name, "latest"]
-
-
-def test_a_user_s_own_keys_reach_the_app(surrounded: SimpleNamespace) -> None:
-    seen = json.loads((surrounded.run.run_dir / "seen.json").read_text())
-    expected = {"clients": 7, "dataset": "mine", "engine": 2.5, "values": "v", "keys": True, "description": "d"}
-    expected |= {"bound": math.inf, "opt.lr": 0.2, "opt.decay.steps": 10, "a key": 3, "min-clients": 2}
-    assert {key: seen.get(key) for key in expected} == {key: repr(value) for key, value in expected.items()}
-    assert surrounded.run.history["config"]["bound"] is None  # JSON has no word for infinity
-    assert (surrounded.run.history["clients"], surrounded.run.history["engine"]) == (2, surrounded.engine)
-
-
-def test_the_extension_is_called_in_its_turn(surrounded: SimpleNamespace) -> None:
-    hooks = (surrounded.run.run_dir / "hooks").read_text().splitlines()
-    assert hooks == ["prepare", "after ['superlink']", "cleanup completed 1"]
-    started = [line for line in surrounded.run.stdout.splitlines() if line.startswith("+ flower-supernode")]
-    assert ["--max-retries 10" in line for line in started] == [True] * (surrounded.engine == "deployment")
-
-
-def test_a_name_that_looks_like_a_formula_is_drawn(surrounded: SimpleNamespace) -> None:
-    assert surrounded.run.history["dataset"] == DATASET
-    assert (surrounded.run.run_dir / "history.png").read_bytes().startswith(b"\x89PNG")
-
-
-# --- Output that nobody can read -------------------------------------------------------------------------------------
+# --- Output that nobody can read: of whole runs in test_faults.py and test_resume.py ----------------------------------
 
 
 def shell(script: str, folder: Path, *words: object, data_dir: Path, **env: str) -> tuple[int, str]:
@@ -193,23 +43,6 @@ def shell(script: str, folder: Path, *words: object, data_dir: Path, **env: str)
     command = ["bash", "-c", script, "-", folder / "run.sh", *map(str, words)]
     done = subprocess.run(command, env=environment(data_dir, **env), stdout=subprocess.PIPE, text=True, timeout=300)
     return done.returncode, done.stdout
-
-
-def only_run(folder: Path) -> dict:
-    (found,) = (folder / "runs").glob("2*/history.json")
-    return json.loads(found.read_text())
-
-
-@pytest.mark.parametrize(
-    ("script", "lines"),
-    [('"$@" <&- >&- 2>&-', 0), ('"$@" 2>&1 | head -1; exit ${PIPESTATUS[0]}', 1)],
-    ids=["closed", "pipe"],
-)
-def test_a_run_that_nobody_hears_completes(script: str, lines: int, basic: Path, data_dir: Path) -> None:
-    status, out = shell(script, basic, 1, 1, 1, 1, data_dir=data_dir)
-    assert (status, len(out.splitlines())) == (0, lines)
-    history = only_run(basic)
-    assert (history["status"], len(history["rounds"])) == ("completed", 1)
 
 
 @pytest.mark.parametrize("redirected", ["2>&1 | true", "<&- >&- 2>&-"])
@@ -269,7 +102,7 @@ def test_a_folder_that_can_t_be_written_any_more_keeps_the_status_of_a_signal(ba
             "    __import__('time').sleep(60)\n    net = load_model(message)\n    config",
         ),
     )
-    with Launch(basic, *ONE_ROUND, data_dir=data_dir, through=UNPRIVILEGED) as run:
+    with Launch(basic, 1, 1, 1, 1, data_dir=data_dir, through=UNPRIVILEGED) as run:
         run.wait_until(lambda: "configure_train: Sampled" in run.log("run"))
         for folder in (run.run_dir, run.run_dir / "logs"):
             folder.chmod(0o555)
