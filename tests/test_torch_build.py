@@ -139,20 +139,18 @@ def test_the_build_that_fits(copy, index, settings, build):
 def test_the_usual_build_where_pytorch_s_own_index_does_not_answer(copy, index, pytorch, settings):
     index.pytorch = pytorch
     status, out, err = copy.run(BUILD, **index.settings(), **settings)
-    assert status == 0, err
-    assert "Failed to fetch: https://" in err  # uv's own reason
-    assert out.splitlines()[2:] == [
-        "PyTorch's index can't be used: taking its usual build (on Linux the one for GPUs)",
-        "usual",
-    ]
+    assert (status, err) == (0, "")
+    said = out.splitlines()[1:]
+    assert said[0] == "PyTorch's own index can't be used: taking its usual build (on Linux, the one for GPUs)"
+    assert said[-1] == "usual"
 
 
 def test_a_build_that_was_asked_for_is_not_replaced(copy, index):
     index.pytorch = "refuses"
     status, _, err = copy.run(BUILD, **index.settings(), TORCH_BACKEND="cpu")
     assert status == 1
-    assert "Failed to fetch: https://" in err
-    assert err.splitlines()[-1] == f"error: can't install {copy.folder / 'requirements.txt'}, for the reason above"
+    assert err.startswith("error: can't install with TORCH_BACKEND=cpu:\n")
+    assert "Failed to fetch: https://" in err  # uv's own reason
     assert not (copy.venv / "bin" / "torch").exists()
 
 

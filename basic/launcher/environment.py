@@ -97,25 +97,24 @@ def install(venv: Path, requirements: Path) -> None:
     environ = {f"UV_{name}": os.environ[f"PIP_{name}"] for name in INDEXES if f"PIP_{name}" in os.environ}
     environ["UV_HTTP_CONNECT_TIMEOUT"] = "5"  # seconds, four times: for an index out of reach, not for a slow download
     environ |= {**os.environ, "PATH": os.pathsep.join([str(venv / "bin"), *os.get_exec_path()])}
-    backend = environ.get("TORCH_BACKEND") or environ.pop("UV_TORCH_BACKEND", "") or "auto"
+    asked = environ.get("TORCH_BACKEND") or environ.pop("UV_TORCH_BACKEND", "auto")
     python, what = venv / "bin" / "python", ["-r", requirements, *([] if sys.stdout.isatty() else ["--quiet"])]
     uv = [*UV, "pip", "install", "--compile-bytecode", "--python", python, *what]
-    pip = [python, "-m", "pip", "install", "--retries=1", "--force-reinstall", *what]
-    attempts = {  # what is said: what is tried. The later ones put anew what a failed one has left half-done
-        f"Installing {requirements}": [*uv, f"--torch-backend={backend}"],
-        "PyTorch's index can't be used: taking its usual build (on Linux the one for GPUs)": [*uv, "--reinstall"],
-        "uv can't do it: pip tries, for minutes": pip,
-    }
-    for said, command in attempts.items():
-        print(said, flush=True)
-        if command is pip and run([python, "-m", "ensurepip"]).returncode != 0:
-            break
-        if subprocess.run(command, env=environ).returncode == 0:
-            (venv / STATE).write_text(str(venv) if command is pip else "")  # pip's scripts name their Python
-            return
-        if backend != "auto":
-            break
-    raise SetupError(f"can't install {requirements}, for the reason above")
+    fitting = [f"--torch-backend={asked}"]
+    if (plan := run([*uv, *fitting, "--dry-run"], env=environ)).returncode != 0:
+        if asked != "auto":
+            raise SetupError(f"can't install with TORCH_BACKEND={asked}:\n{plan.stdout.rstrip()}")
+        print("PyTorch's own index can't be used: taking its usual build (on Linux, the one for GPUs)", flush=True)
+        fitting = []
+    print(f"Installing {requirements}", flush=True)
+    if subprocess.run([*uv, *fitting], env=environ).returncode == 0:
+        (venv / STATE).write_text("")
+        return
+    print("uv can't do it: pip tries, for minutes", flush=True)
+    pip = [python, "-m", "pip", "install", "--retries=1", "--force-reinstall", *what]  # anew what is half-done
+    if run([python, "-m", "ensurepip"]).returncode != 0 or subprocess.run(pip, env=environ).returncode != 0:
+        raise SetupError(f"can't install {requirements}, for the reason above")
+    (venv / STATE).write_text(str(venv))  # pip's scripts name their Python
 
 
 if __name__ == "__main__":
