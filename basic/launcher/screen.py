@@ -35,6 +35,7 @@ COLUMNS = (
     ("accuracy", 8, lambda r: number(r, "server" if "server" in r else "evaluate", "accuracy")),
     ("seconds", 7, lambda r: f"{r['seconds']:.1f}"),
 )
+NOTE = " " * 7  # in front of what is said below a line of the table
 HEADER = "  ".join(name.rjust(width) for name, width, _ in COLUMNS)
 
 
@@ -77,7 +78,7 @@ class Printer:
         printed, self.rounds = len(self.rounds), record["rounds"]
         if not self.device and (found := record.get("device")):
             self.device = found
-            say(f"Device: {found}")
+            say(f"{NOTE if printed else ''}Device: {found}")
             if warning := idle_gpu(found, record.get("config", {})):
                 say(f"WARNING: {warning}", error=True)
         if self.rounds and not printed:
@@ -85,10 +86,10 @@ class Printer:
         for entry in self.rounds[printed:]:
             say(row(entry))
             if note := entry.get("note"):  # what an example has to say of a round
-                say(f"       {note}")
+                say(f"{NOTE}{note}")
             for failure in failures(entry):
                 if failure["reason"] not in self.reasons:
-                    say(f"       client {failure['partition-id']}: {failure['reason']}")
+                    say(f"{NOTE}client {failure['partition-id']}: {failure['reason']}")
                 self.reasons.add(failure["reason"])
 
 
