@@ -153,7 +153,6 @@ def dirichlet(labels: np.ndarray, num_partitions: int, rng: np.random.Generator,
 
 
 PARTITIONERS: dict[str, Callable[..., list[np.ndarray]]] = {"iid": iid, "shards": shards, "dirichlet": dirichlet}
-BY_CLASS = ("shards", "dirichlet")
 
 
 def are_classes(labels: np.ndarray) -> bool:
@@ -171,7 +170,7 @@ def partition(
     """
     if name not in PARTITIONERS:
         raise ValueError(f"unknown partitioner {name!r}; there are {', '.join(PARTITIONERS)}")
-    if name in BY_CLASS and not are_classes(labels):
+    if name in ("shards", "dirichlet") and not are_classes(labels):
         raise ValueError(f"{name!r} needs one class an example; labels are {labels.dtype} {labels.shape}: take iid")
     rng = np.random.default_rng([seed, num_partitions])
     if MIN_EXAMPLES * num_partitions <= len(labels):

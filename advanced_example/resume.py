@@ -103,7 +103,6 @@ def reopen(folder: Path) -> None:
     for leftover in (*folder.glob(".*-*"), *folder.glob("personal/.*-*")):  # what a killed writer left half-done
         shutil.rmtree(leftover, ignore_errors=True)
     shutil.rmtree(folder / "flwr-home", ignore_errors=True)
-    (folder / "clients.json").unlink(missing_ok=True)
     if (folder / "logs").exists():  # else somebody has tidied them away
         number = next(n for n in itertools.count(1) if not (folder / f"logs-{n}").exists())
         (folder / "logs").rename(folder / f"logs-{number}")

@@ -23,13 +23,13 @@ def started(tmp_path: Path):
     found.stop()
 
 
-def test_each_has_a_log_a_status_and_the_example_s_folder(started: Processes, tmp_path: Path) -> None:
+def test_each_has_a_log_a_status_and_the_example_s_folder(started: Processes) -> None:
     started.start("good", ["sh", "-c", "pwd; echo error >&2"])
     started.start("bad", ["sh", "-c", "exit 3"])
     started.start("killed", ["sh", "-c", "kill -9 $$"])
     started.start("none", ["no-such-command"])
     assert [started.wait(name, 20) for name in ("good", "bad", "killed", "none")] == [0, 3, -9, 127]
-    assert started.log("good").read_text() == f"{tmp_path}\nerror\n"
+    assert started.log("good").read_text() == f"{BASIC}\nerror\n"
     assert started.log("none").read_text() == "no-such-command: No such file or directory\n"
 
 

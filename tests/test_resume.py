@@ -325,7 +325,6 @@ def test_what_the_ended_processes_left_is_out_of_the_way(copy: Path) -> None:
     (run_dir / "logs-1").mkdir()
     (run_dir / "logs/mark").touch()
     (run_dir / ".checkpoint.pt-123").mkdir()
-    (run_dir / "clients.json").write_text('{"partition-of": {}, "lost": [1]}')
     settings = check(copy, 3, 2, 2, 5, "resume=latest")
     assert settings.lock is not None
     assert (settings.engine, settings.dataset, settings.clients) == ("simulation", "synthetic", 3)
@@ -333,7 +332,7 @@ def test_what_the_ended_processes_left_is_out_of_the_way(copy: Path) -> None:
     assert settings.command == history.load(run_dir)["command"]  # not the one with resume=latest
     assert (run_dir / "logs-2/mark").exists()
     assert list((run_dir / "logs").iterdir()) == []
-    assert not any((run_dir / name).exists() for name in (".checkpoint.pt-123", "clients.json", "flwr-home"))
+    assert not any((run_dir / name).exists() for name in (".checkpoint.pt-123", "flwr-home"))
 
 
 def test_a_dry_run_changes_nothing(copy: Path) -> None:

@@ -149,8 +149,7 @@ def test_a_machine_that_has_slept(engine: str, basic: Path, data_dir: Path) -> N
             time.sleep(75 if number == signal.SIGSTOP else 0)
         assert run.wait(200) in (0, 1)
     said = re.search(r"The machine was asleep for (\d+) s", run.stderr)
-    assert bool(said) == (run.process.returncode == 1), run.stderr
-    assert said is None or 70 <= int(said[1]) <= 90
+    assert 70 <= int(said[1]) <= 90
     assert run.nothing_left()
 
 

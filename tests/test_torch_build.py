@@ -141,7 +141,7 @@ def test_the_usual_build_where_pytorch_s_own_index_does_not_answer(copy, index, 
     status, out, err = copy.run(BUILD, **index.settings(), **settings)
     assert (status, err) == (0, "")
     said = out.splitlines()[1:]
-    assert said[0] == "PyTorch's own index can't be used: taking its usual build (on Linux, the one for GPUs)"
+    assert said[0] == "uv can't use PyTorch's own index: taking the usual build (on Linux, the one for GPUs)"
     assert said[-1] == "usual"
 
 

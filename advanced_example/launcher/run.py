@@ -56,7 +56,8 @@ class Run:
             try:
                 self.temporary = Path(tempfile.mkdtemp(prefix="fl-", dir=checks.temporary_place()))
                 self.environment = commands.environment(self.settings, self.run_dir, self.temporary)
-                warm = {"deployment": "apps", "simulation": "flower"}[self.settings.engine] * self.settings.warm
+                imports = "apps" if self.settings.engine == "deployment" else "flower"
+                warm = imports if self.settings.warm else ""
                 self.processes = Processes(self.run_dir, self.temporary, warm, self.lock, self.environment)
                 self.prepare()
                 self.start()
@@ -150,7 +151,7 @@ class Run:
             self.command("tail", ["tail", "-n", "+1", "-F", str(self.processes.log("run"))], quiet=False)
 
     def command(self, name: str, command: list[str], quiet: bool = True) -> None:
-        """Print a command and start it; say only once what a client's superexec and a hundred clients look like."""
+        """Print a command and start it; of a hundred clients and their superexecs, only the first client."""
         shown = shlex.join(command).replace(f"{self.run_dir}/", "").replace(f"{self.settings.folder}", ".")
         if not name.startswith("client-") or name == "client-0":
             say(f"+ {shown}")

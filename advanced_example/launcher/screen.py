@@ -11,8 +11,8 @@ from launcher.device import idle_gpu
 from rounds import history
 
 STAND_IN = "synthetic (a stand-in of drawn shapes, NOT CIFAR-10)"
+# What the bar calls a phase, and the part of the round that is over when it begins.
 PHASES = {"train": ("training", 0.0), "evaluate": ("evaluating", 0.5), "server": ("server evaluates", 1.0)}
-Rounds = list[dict[str, Any]]
 
 
 def say(text: str, error: bool = False) -> None:
@@ -44,10 +44,8 @@ def failures(entry: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def number(entry: dict[str, Any], phase: str, key: str = "loss") -> str:
-    values = entry.get(phase, {})
-    if key in values and values[key] is None:
-        return "nan"  # JSON has no word for it
-    return f"{values[key]:.3f}" if isinstance(values.get(key), int | float) else "-"
+    value = entry.get(phase, {}).get(key, "-")  # null: JSON has no word for NaN
+    return "nan" if value is None else f"{value:.3f}" if isinstance(value, int | float) else "-"
 
 
 def row(entry: dict[str, Any]) -> str:
@@ -63,27 +61,29 @@ class Printer:
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
-        self.device: str | None = None  # that was printed, and rounds
-        self.rounds: Rounds = []
+        self.device: str | None = None  # what was printed: the device, so many rounds, and reasons
+        self.printed = 0
         self.reasons: set[str] = set()
-        self.written = 0  # when the history that they are from was, in ns
+        self.written = 0, 0  # the history that was read: which file, and when it was written
 
     def show(self) -> None:
         """Print what is new."""
-        written = (self.run_dir / "history.json").stat().st_mtime_ns
+        file = (self.run_dir / "history.json").stat()
+        written = file.st_ino, file.st_mtime_ns
         if written == self.written:  # to read a long history ten times a second would take time from the clients
             return
         self.written = written
         record = history.load(self.run_dir)
-        printed, self.rounds = len(self.rounds), record["rounds"]
+        rounds, printed = record["rounds"], self.printed
+        self.printed = len(rounds)
         if not self.device and (found := record.get("device")):
             self.device = found
             say(f"{NOTE if printed else ''}Device: {found}")
             if warning := idle_gpu(found, record.get("config", {})):
                 say(f"WARNING: {warning}", error=True)
-        if self.rounds and not printed:
+        if rounds and not printed:
             say(HEADER)
-        for entry in self.rounds[printed:]:
+        for entry in rounds[printed:]:
             say(row(entry))
             if note := entry.get("note"):  # what an example has to say of a round
                 say(f"{NOTE}{note}")
@@ -114,7 +114,7 @@ def bar(run_dir: Path, num_rounds: int, wanted: bool = True) -> Iterator[Callabl
             if found := history.progress(run_dir):
                 number, phase, replies, messages = found
                 doing, over = PHASES[phase]
-                over += (1 - over) / 2 * replies / max(messages, 1)  # a strategy may ask nobody
+                over += replies / max(messages, 1) / 2  # a strategy may ask nobody
                 said = f"round {number} of {num_rounds}, {doing} {replies}/{messages}"
                 shown.update(task, description=said, total=num_rounds, completed=number - 1 + over)
 

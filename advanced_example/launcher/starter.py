@@ -2,9 +2,9 @@
 
     python starter.py RUN_FOLDER TEMPORARY_FOLDER
 
-An order is a line of JSON on stdin: {"name", "command", "log", "environment", "folder"}, where `log` is null for a
-process that may write to the terminal. When it has ended, [name, status] comes on stdout. It is the launcher that ends
-them all in the end, this process too. Where the launcher was killed, this process does it.
+An order is a line of JSON on stdin: {"name", "command", "log", "environment"}, where `log` is null for a process that
+may write to the terminal. When it has ended, [name, status] comes on stdout. It is the launcher that ends them all in
+the end, this process too. Where the launcher was killed, this process does it.
 """
 
 import contextlib
@@ -84,7 +84,6 @@ class Starter:
                 os.dup2(descriptor, 2)
             os.environ.clear()
             os.environ.update(order["environment"])
-            os.chdir(order["folder"])
             tell_of_parent(signal.SIGKILL)
             with contextlib.suppress(OSError):  # Linux: when memory runs out, a client's work goes first
                 Path("/proc/self/oom_score_adj").write_text("300" if order["name"] else "600")

@@ -46,7 +46,7 @@ def stranger(reply: Message, num_partitions: int | None, dataset: str | None) ->
             f"num-partitions is {_short(said['num-partitions'])} there and {num_partitions} here: start that SuperNode "
             f"with --node-config 'partition-id=... num-partitions={num_partitions}'"
         )
-    possible = range(num_partitions or 2**31)
+    possible = range(max(1, num_partitions or 2**31))
     if said and partition_id(reply) not in possible:
         return f"partition-id is {_short(said.get('partition-id'))}, not a whole number from 0 to {possible[-1]}"
     if dataset and said.get("dataset", dataset) != dataset:

@@ -86,4 +86,4 @@ def temporary_place() -> str:
     for place in (tempfile.gettempdir(), "/tmp", "/var/tmp"):
         if len(os.fsencode(place)) <= SHORT and os.access(place, os.W_OK | os.X_OK):
             return place
-    raise SetupError(f"{tempfile.gettempdir()} is too long a path for sockets: TMPDIR=/short/path ./run.sh ...")
+    raise SetupError(f"{tempfile.gettempdir()} is too long a path for sockets: TMPDIR=/a/short/path ./run.sh ...")

@@ -17,9 +17,9 @@ from pathlib import Path
 STATE = "state"  # in .venv: "unfinished", or the only place where it works; empty or no file: it can be moved
 SIZE = "about 0.4 GB to download and 1.5 GB on disk, with an NVIDIA GPU 3.2 and 6 GB"
 UV = ("/usr/bin/env", "uv")  # with a status, and no exception, where there is none
-INDEXES = ("INDEX_URL", "EXTRA_INDEX_URL", "FIND_LINKS", "NO_INDEX")  # of the user: PIP_... where there is no UV_...
+INDEXES = ("INDEX_URL", "EXTRA_INDEX_URL", "FIND_LINKS", "NO_INDEX")  # the user's settings for pip, which uv follows
 REQUIREMENT = re.compile(r"([A-Za-z0-9][\w.-]*)(?=$|[\s\[=<>~!@])(?:\[.*?\])?\s*(?:(==|>=)\s*([\d.]+)(?=$|[\s,]))?")
-run = functools.partial(subprocess.run, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+quietly = functools.partial(subprocess.run, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 class SetupError(RuntimeError):
@@ -37,7 +37,8 @@ def ensure(folder: Path, requirements: str = "requirements.txt") -> None:
         return
     if os.environ.get("PYTHON"):
         raise SetupError(f"PYTHON={sys.executable} lacks {', '.join(lacking)}: `pip install -r {wanted}` there")
-    if not usable(venv) or missing(wanted, venv):
+    inside = Path(sys.prefix).resolve() == venv.resolve()  # of another version of Python than what is installed there
+    if inside or not usable(venv) or missing(wanted, venv):
         if not os.access(home, os.W_OK):
             raise SetupError(f"can't write to {home}: copy it to a place of your own, and start it there")
         with (home / ".venv.lock").open("w") as lock:
@@ -45,7 +46,8 @@ def ensure(folder: Path, requirements: str = "requirements.txt") -> None:
                 fcntl.flock(lock, fcntl.LOCK_EX)  # a second command waits here until the first has installed
             if not usable(venv):
                 create(venv)
-            install(venv, wanted)
+            if inside or missing(wanted, venv):
+                install(venv, wanted)
         if lacking := missing(wanted, venv):
             raise SetupError(f"{wanted} is installed, but .venv still lacks {', '.join(lacking)}: is it spelled so?")
     os.execv(venv / "bin" / "python", [venv / "bin" / "python", *sys.argv])
@@ -85,26 +87,26 @@ def create(venv: Path) -> None:
     venv.mkdir(exist_ok=True)
     (venv / STATE).write_text("unfinished")
     movable = ["venv", "--relocatable", "--allow-existing", "--python", base, venv]
-    if run([*UV, *movable]).returncode != 0:
-        if (made := run([base, "-m", "venv", venv])).returncode != 0:
+    if quietly([*UV, *movable]).returncode != 0:
+        if (made := quietly([base, "-m", "venv", venv])).returncode != 0:
             raise SetupError(f"{made.stdout}can't make {venv}, for the reason above (Debian: install python3-venv)")
-        run([venv / "bin" / "python", "-m", "pip", "install", "--only-binary=:all:", "uv"])
-        run(["/usr/bin/env", venv / "bin" / "uv", *movable])
+        quietly([venv / "bin" / "python", "-m", "pip", "install", "--only-binary=:all:", "uv"])
+        quietly(["/usr/bin/env", venv / "bin" / "uv", *movable])
 
 
 def install(venv: Path, requirements: Path) -> None:
     """Install with uv, if it can the PyTorch build that fits this machine; else with pip. Raises SetupError."""
     environ = {f"UV_{name}": os.environ[f"PIP_{name}"] for name in INDEXES if f"PIP_{name}" in os.environ}
-    environ["UV_HTTP_CONNECT_TIMEOUT"] = "5"  # seconds, four times: for an index out of reach, not for a slow download
+    environ["UV_HTTP_CONNECT_TIMEOUT"] = "5"  # seconds, four tries; a slow download may take longer
     environ |= {**os.environ, "PATH": os.pathsep.join([str(venv / "bin"), *os.get_exec_path()])}
-    asked = environ.get("TORCH_BACKEND") or environ.pop("UV_TORCH_BACKEND", "auto")
+    asked = environ.get("TORCH_BACKEND") or environ.pop("UV_TORCH_BACKEND", "") or "auto"
     python, what = venv / "bin" / "python", ["-r", requirements, *([] if sys.stdout.isatty() else ["--quiet"])]
     uv = [*UV, "pip", "install", "--compile-bytecode", "--python", python, *what]
     fitting = [f"--torch-backend={asked}"]
-    if (plan := run([*uv, *fitting, "--dry-run"], env=environ)).returncode != 0:
+    if (plan := quietly([*uv, *fitting, "--dry-run"], env=environ)).returncode != 0:
         if asked != "auto":
             raise SetupError(f"can't install with TORCH_BACKEND={asked}:\n{plan.stdout.rstrip()}")
-        print("PyTorch's own index can't be used: taking its usual build (on Linux, the one for GPUs)", flush=True)
+        print("uv can't use PyTorch's own index: taking the usual build (on Linux, the one for GPUs)", flush=True)
         fitting = []
     print(f"Installing {requirements}", flush=True)
     if subprocess.run([*uv, *fitting], env=environ).returncode == 0:
@@ -112,7 +114,7 @@ def install(venv: Path, requirements: Path) -> None:
         return
     print("uv can't do it: pip tries, for minutes", flush=True)
     pip = [python, "-m", "pip", "install", "--retries=1", "--force-reinstall", *what]  # anew what is half-done
-    if run([python, "-m", "ensurepip"]).returncode != 0 or subprocess.run(pip, env=environ).returncode != 0:
+    if quietly([python, "-m", "ensurepip"]).returncode != 0 or subprocess.run(pip, env=environ).returncode != 0:
         raise SetupError(f"can't install {requirements}, for the reason above")
     (venv / STATE).write_text(str(venv))  # pip's scripts name their Python
 

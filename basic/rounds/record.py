@@ -23,7 +23,7 @@ class Record:
 
     def __init__(self, context: Context) -> None:
         launched = os.environ.get(history.RUN_FOLDER)
-        self.launched = launched is not None
+        self.launched = bool(launched)
         self.folder = Path(launched) if launched else history.make_run_folder(Path("runs").absolute())
         self.history = history.load(self.folder) if launched else begun_by_hand(context.run_config)
         versions = {"python": platform.python_version(), **{name: version(name) for name in ("flwr", "torch", "numpy")}}

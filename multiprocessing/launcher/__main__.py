@@ -33,7 +33,7 @@ def main(words: list[str]) -> int:
 
         run = Run(settings, own)
         return run.show() if settings.dry_run else run.go()
-    except Stopped as stopped:  # before anything was started
+    except Stopped as stopped:  # by a signal, before `go` or after it
         return 128 + stopped.args[0]
     except (UsageError, OSError, RuntimeError) as error:  # SetupError is one
         say(f"error: {error}", error=True)

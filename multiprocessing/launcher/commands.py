@@ -3,6 +3,7 @@
 `run` is a Run; `settings`, `extension` and `run_dir` are what counts here.
 """
 
+import contextlib
 import os
 import socket
 import sys
@@ -16,27 +17,16 @@ from rounds import history
 
 HOST = "127.0.0.1"
 LOOKS = 40  # for messages in a second, by all clients together; more cost more than they save
-STRANGE = {
-    "RAY_ADDRESS",
-    "RAY_NAMESPACE",
-    "RAY_RUNTIME_ENV",
-    "RAY_JOB_CONFIG_JSON_ENV_VAR",
-    "FLWR_HOME",
-    "FLWR_APP_DIR",
-}
+STRANGE = {"RAY_ADDRESS", "RAY_NAMESPACE", "RAY_RUNTIME_ENV", "RAY_JOB_CONFIG_JSON_ENV_VAR", "FLWR_APP_DIR"}
 
 
 def ports(settings: Settings) -> list[int]:
     """Return ports that nobody listens on: the SuperLink's, which PORT may set, and one for each SuperNode."""
-    sockets = [socket.socket() for _ in range(1 + (settings.clients if settings.engine == "deployment" else 0))]
-    try:
-        for one in sockets:
-            one.bind((HOST, 0))
+    count = 1 + (settings.clients if settings.engine == "deployment" else 0)
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server((HOST, 0))) for _ in range(count)]
         first, *others = [one.getsockname()[1] for one in sockets]
-        return [settings.port or first, *others]
-    finally:
-        for one in sockets:
-            one.close()
+    return [settings.port or first, *others]
 
 
 def answers(port: int) -> bool:

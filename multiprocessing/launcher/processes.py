@@ -55,7 +55,7 @@ class Processes:
     def __init__(
         self, run_dir: Path, temporary: Path, warm: str, lock: int | None, environment: dict[str, str]
     ) -> None:
-        """Start the starter. `warm` says what it imports before it forks: "apps", "flower", or nothing."""
+        """Start the starter. `warm` says what it imports before it forks: "apps", "flower", or "": nothing."""
         self.run_dir, self.temporary, self.environment = run_dir, temporary, environment
         self.statuses: dict[str, int] = {}  # of those that have ended, by name
         self.unread = b""
@@ -65,6 +65,7 @@ class Processes:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
+            cwd=Path(__file__).resolve().parents[1],  # the example's folder: relative paths in its code begin there
             env=environment,  # with one thread, or the starter could not fork; NumPy would start more
             pass_fds=[] if lock is None else [lock],  # the run's folder stays locked until all is ended
             start_new_session=True,
@@ -74,7 +75,6 @@ class Processes:
         """Start a command; unless it may talk to the terminal, it writes to logs/<name>.log. Raises Failed."""
         log = str(self.log(name)) if quiet else None
         order = {"name": name, "command": list(command), "log": log, "environment": self.environment}
-        order["folder"] = str(self.run_dir.parents[1])  # the example's, so that relative paths in its code begin there
         self.status(name)  # takes what it has answered: a pipe that is full would let each wait for the other
         try:
             self.starter.stdin.write(json.dumps(order).encode() + b"\n")

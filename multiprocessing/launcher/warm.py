@@ -129,7 +129,7 @@ def load(names: tuple[str, ...]) -> None:
     gc.freeze()  # a collection in a child would copy every page that it touches
 
 
-def main(run_dir: str, temporary: str, kind: str, _: str) -> None:
+def main(run_dir: str, temporary: str, kind: str, room_for_title: str) -> None:
     sys.path[:2] = [str(Path(sys.executable).parent)]  # as in Flower's commands: this folder's names are ours
     warm = Warm(run_dir, temporary)
     warm.serve(patience=0)  # what makes the data ready needs nothing, and works during the imports

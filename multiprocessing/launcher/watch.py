@@ -19,18 +19,18 @@ OUTCOME_TIMEOUT = 60.0  # seconds for the SuperLink to tell how the run ended
 def watch(run: Any) -> None:
     """Print a line for each round until `flwr run` has ended. Raises Failed where the run has not completed."""
     processes, clients = run.processes, Clients(run)
-    printer, looked = screen.Printer(run.run_dir), time.time()
+    printer = screen.Printer(run.run_dir)
     with screen.bar(run.run_dir, run.settings.rounds, wanted=not run.settings.verbose) as show_bar:
         while True:
             status = processes.status("run")
-            for name in run.needed & processes.statuses.keys():
-                raise Failed(f"{name} ended with status {processes.statuses[name]}", name)
+            if ended := sorted(run.needed & processes.statuses.keys()):
+                raise Failed(f"{ended[0]} ended with status {processes.statuses[ended[0]]}", ended[0])
             if status is not None:
                 break
+            looked = time.time()
             time.sleep(POLL)
-            slept, looked = time.time() - looked, time.time()
-            if slept > SLEPT:
-                say(f"The machine was asleep for {slept:.0f} s; Flower gives a run up after a minute.", error=True)
+            if (slept := time.time() - looked) > SLEPT:
+                say(f"The machine was asleep for {slept:.0f} s; after a minute, Flower gives a run up.", error=True)
             printer.show()
             show_bar()
             clients.look()
@@ -39,7 +39,7 @@ def watch(run: Any) -> None:
         raise Failed(f"`flwr run` ended with status {status}", "run")
     processes.start("outcome", commands.outcome())
     processes.wait("outcome", OUTCOME_TIMEOUT)
-    said = processes.log("outcome").read_text()
+    said = processes.log("outcome").read_text(errors="replace")
     try:
         outcome = json.loads(said)["runs"][0]
     except (ValueError, LookupError):
@@ -59,22 +59,20 @@ class Clients:
 
     def look(self) -> None:
         """Tell the server what is new. Raises Failed where too few clients are left."""
-        before, processes = (len(self.partition_of), len(self.lost)), self.run.processes
+        settings, processes = self.run.settings, self.run.processes
+        before = len(self.partition_of), len(self.lost)
         for i in self.living - set(self.partition_of.values()):
             with contextlib.suppress(OSError):
-                if said := re.search(r"SuperNode ID: (\d+)", processes.log(f"client-{i}").read_text()):
+                if said := re.search(r"SuperNode ID: (\d+)", processes.log(f"client-{i}").read_text(errors="replace")):
                     self.partition_of[int(said[1])] = i
         for i in sorted(self.living):
             if ended := sorted({f"client-{i}", f"client-{i}-superexec"} & processes.statuses.keys()):
                 self.living.discard(i)
                 self.lost.add(i)
-                self.judge(ended[0], processes.statuses[ended[0]])
+                left = f"{len(self.living)} of {settings.clients} clients are left"
+                said = f"{ended[0]} ended with status {processes.statuses[ended[0]]}; {left}"
+                if len(self.living) < settings.min_clients:
+                    raise Failed(f"{said}, and a round needs {settings.min_clients}", ended[0])
+                say(f"WARNING: {said}, which is enough", error=True)
         if before != (len(self.partition_of), len(self.lost)):
             history.tell_clients(self.run.run_dir, self.partition_of, self.lost)
-
-    def judge(self, name: str, status: int) -> None:
-        settings = self.run.settings
-        said = f"{name} ended with status {status}; {len(self.living)} of {settings.clients} clients are left"
-        if len(self.living) < settings.min_clients:
-            raise Failed(f"{said}, and a round needs {settings.min_clients}", name)
-        say(f"WARNING: {said}, which is enough", error=True)

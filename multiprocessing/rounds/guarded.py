@@ -14,7 +14,6 @@ from rounds.patient_grid import PatientGrid
 from rounds.record import Record, row
 from rounds.replies import fault, partition_id, stranger, usual
 
-Configure = Callable[[int, ArrayRecord, ConfigRecord, Grid], Iterable[Message]]
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
@@ -50,7 +49,7 @@ class Guarded(Strategy):
 
         def close_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
             if server_round == 0:  # before any training
-                if evaluate_fn is None or self.record.history["rounds"]:  # which a resumed run has done
+                if evaluate_fn is None or self.record.history["rounds"]:  # a resumed run has done it
                     return None
                 self.record.begin_round(0)
             found = None
@@ -68,12 +67,12 @@ class Guarded(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        return self.send(MessageType.TRAIN, self.strategy.configure_train, server_round, arrays, config)
+        return self.send(MessageType.TRAIN, server_round, arrays, config)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        return self.send(MessageType.EVALUATE, self.strategy.configure_evaluate, server_round, arrays, config)
+        return self.send(MessageType.EVALUATE, server_round, arrays, config)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -90,15 +89,15 @@ class Guarded(Strategy):
     def summary(self) -> None:
         self.strategy.summary()
 
-    def send(
-        self, phase: str, configure: Configure, server_round: int, arrays: ArrayRecord, config: ConfigRecord
-    ) -> list[Message]:
+    def send(self, phase: str, server_round: int, arrays: ArrayRecord, config: ConfigRecord) -> list[Message]:
         server_round += self.rounds_done
         self.phase, self.grid.seed = phase, f"{self.config['seed']} {server_round} {phase}"
+        self.grid.report = lambda done, of: history.tell_progress(self.folder, server_round, phase, done, of)
+        configure = self.strategy.configure_evaluate
         if phase == MessageType.TRAIN:
+            configure = self.strategy.configure_train
             self.record.begin_round(server_round, clients=len(self.grid.get_node_ids()))
         messages = list(configure(server_round, arrays, config, self.grid))
-        self.grid.tell = lambda done, of: history.tell_progress(self.folder, server_round, phase, done, of)
         self.sent = {message.metadata.dst_node_id: message for message in messages}
         return messages
 

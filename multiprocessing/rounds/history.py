@@ -73,16 +73,16 @@ def claim(folder: Path) -> int | None:
 
 def tell_progress(folder: Path, server_round: int, phase: str, replies: int, messages: int) -> None:
     """Say how many of a phase's messages have been answered. A full disk is reported by what matters more."""
-    with contextlib.suppress(OSError), (folder / "logs" / "progress.log").open("a") as log:
-        log.write(f"{server_round} {phase} {replies} {messages}\n")
+    with contextlib.suppress(OSError):
+        (folder / "logs" / "progress.log").write_text(f"{server_round} {phase} {replies} {messages}\n")
 
 
 def progress(folder: Path) -> tuple[int, str, int, int] | None:
     """Return the newest (round, phase, replies, messages); None before the first."""
     try:
-        server_round, phase, replies, messages = (folder / "logs" / "progress.log").read_text().splitlines()[-1].split()
+        server_round, phase, replies, messages = (folder / "logs" / "progress.log").read_text().split()
         return int(server_round), phase, int(replies), int(messages)
-    except (OSError, ValueError, IndexError):  # nothing yet, or a line that is being written
+    except (OSError, ValueError):  # nothing yet, or it is being written
         return None
 
 

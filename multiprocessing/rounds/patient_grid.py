@@ -15,7 +15,7 @@ from rounds.replies import partition_id
 
 CONNECT_TIMEOUT = 60.0  # seconds to wait for clients that are not connected
 TELL_TIMEOUT = 5.0  # of these, for the launcher to say which client is which
-ANSWER_TIMEOUT = 180.0  # seconds for clients to say it themselves
+ASK_AT_ONCE, ANSWER_TIMEOUT = 16, 180.0  # clients that are asked side by side; seconds for their answers
 PULL_INTERVAL = 0.25  # seconds at most between two looks for replies; Flower's own grid sleeps 3
 PULL_SHARE = 0.02  # of the time that may go into looking: a look is quick in a simulation, and costs on the network
 
@@ -30,29 +30,30 @@ class PatientGrid:
         self.node_of: dict[int, int] = {}  # by partition id, of those that are now
         self.asked: set[int] = set()
         self.seed = ""  # of the next sample
-        self.tell: Callable[[int, int], None] = lambda replies, messages: None
+        self.report: Callable[[int, int], None] = lambda replies, messages: None  # how far a phase is
 
     def __getattr__(self, name: str) -> Any:  # all else is the wrapped grid's
         return getattr(self.grid, name)
 
     def get_node_ids(self) -> list[int]:
         """Return the connected clients by partition id, once there are enough; raise TimeoutError after a minute."""
-        began = time.monotonic()
-        while True:
-            nodes, waited = self.left(self.grid.get_node_ids()), time.monotonic() - began
+        began = complete = time.monotonic()
+        over = False
+        while not over:
+            nodes, now = self.alive(self.grid.get_node_ids()), time.monotonic()
             unknown = [node for node in nodes if node not in self.partition_of and node not in self.asked]
-            enough = len(nodes) >= max(self.min_clients, self.wanted - len(self.lost))
-            patience = CONNECT_TIMEOUT if not enough else TELL_TIMEOUT if unknown and self.told else 0.0
-            if waited >= patience:
-                break
-            time.sleep(PULL_INTERVAL)
+            if len(nodes) < max(self.min_clients, self.wanted - len(self.lost)):
+                complete, over = now, now - began >= CONNECT_TIMEOUT
+            else:
+                over = not (unknown and self.launched) or now - complete >= TELL_TIMEOUT
+            time.sleep(0 if over else PULL_INTERVAL)
         if len(nodes) < self.min_clients:
             raise TimeoutError(f"{len(nodes)} clients are connected, and a round needs {self.min_clients}")
         self.wanted = self.min_clients
-        if unknown:  # ask each once: who doesn't say it, such as a client without mods, stays unknown
-            self.asked.update(unknown)
+        self.asked.update(unknown)  # once: who doesn't say it, such as a client without mods, stays unknown
+        for i in range(0, len(unknown), ASK_AT_ONCE):
             # "train", since mods run for registered types only; without content, which the mod `named` answers
-            questions = [Message(RecordDict(), node, MessageType.TRAIN) for node in unknown]
+            questions = [Message(RecordDict(), node, MessageType.TRAIN) for node in unknown[i : i + ASK_AT_ONCE]]
             self.send_and_receive(questions, timeout=ANSWER_TIMEOUT)
         nodes = self.ordered(nodes)
         self.node_of = {self.partition_of[node]: node for node in reversed(nodes) if node in self.partition_of}
@@ -63,21 +64,23 @@ class PatientGrid:
         """Sort nodes by partition id, those of unknown partition last."""
         return sorted(nodes, key=lambda node: (self.partition_of.get(node, math.inf), node))
 
-    def left(self, nodes: Iterable[int]) -> list[int]:
+    def alive(self, nodes: Iterable[int]) -> list[int]:
         """Return the nodes that have not died, as the launcher saw at once; Flower notices after a minute."""
-        self.told = history.clients(self.folder)
-        partition_of, self.lost = self.told or ({}, set())
+        told = history.clients(self.folder)
+        self.launched = told is not None
+        partition_of, self.lost = told or ({}, set())
         self.partition_of.update(partition_of)
         return [node for node in nodes if self.partition_of.get(node) not in self.lost]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Send messages; return the replies that come within `timeout` seconds, without those of clients that die."""
         messages, replies = list(messages), []
-        self.grid.push_messages(messages)
-        self.tell(0, len(messages))
-        waiting = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
+        pushed = set(self.grid.push_messages(messages))  # without those that Flower could not take
+        sent = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
+        waiting = {number: node for number, node in sent.items() if number in pushed}
+        self.report(0, len(messages))
         deadline = time.monotonic() + (math.inf if timeout is None else timeout)
-        while self.left(waiting.values()):
+        while self.alive(waiting.values()):
             looked = time.monotonic()
             came = list(self.grid.pull_messages(list(waiting)))
             for reply in came:
@@ -87,7 +90,7 @@ class PatientGrid:
                     self.partition_of.setdefault(reply.metadata.src_node_id, identity)
                     self.node_of.setdefault(identity, reply.metadata.src_node_id)
             if came:
-                self.tell(len(replies), len(messages))
+                self.report(len(replies), len(messages))
             now = time.monotonic()
             if now > deadline:
                 break
