@@ -290,7 +290,8 @@ def copy_collection(folder: Path) -> Path:
     """Copy the collection, with one example."""
     copy_example("basic", folder / "basic")
     shutil.copytree(ROOT / "tools", folder / "tools")
-    shutil.copy(ROOT / "run.sh", folder)
+    for name in ("run.sh", "requirements.txt"):
+        shutil.copy(ROOT / name, folder)
     return folder
 
 
