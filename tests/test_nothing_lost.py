@@ -24,7 +24,7 @@ from checkpoint import Resumable
 from resume import reopen
 from rounds import history
 
-KILLS = 50
+KILLS = 25
 SEED = 2026
 
 

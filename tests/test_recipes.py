@@ -128,6 +128,7 @@ def write_tables(folder: Path, clients: int = 3) -> None:
         )
 
 
+@pytest.mark.slow
 def test_tables(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An AUC that one client can't have takes nothing else from it, and is averaged over the others."""
     follow(project, "Tables")

@@ -209,7 +209,7 @@ def test_verbose_prints_all_that_the_server_says(alone: dict[str, Launch]) -> No
     assert run.process.returncode == 0, run.stdout + run.stderr
     said = run.log("run").splitlines()
     assert any("Final results" in line for line in said)
-    assert set(said) <= set(run.stdout.splitlines())
+    assert set(said) <= set(run.stderr.splitlines())
 
 
 def test_the_collection_makes_a_page_on_a_run(alone: dict[str, Launch]) -> None:

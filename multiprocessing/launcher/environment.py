@@ -97,13 +97,13 @@ def create(venv: Path) -> None:
 def install(venv: Path, requirements: Path) -> None:
     """Install with uv, if it can the PyTorch build that fits this machine; else with pip. Raises SetupError."""
     environ = {f"UV_{name}": os.environ[f"PIP_{name}"] for name in INDEXES if f"PIP_{name}" in os.environ}
-    environ["UV_HTTP_CONNECT_TIMEOUT"] = "5"  # seconds, four tries; a slow download may take longer
+    environ["UV_HTTP_CONNECT_TIMEOUT"] = "5"  # seconds; a slow download may take longer
     environ |= {**os.environ, "PATH": os.pathsep.join([str(venv / "bin"), *os.get_exec_path()])}
     asked = environ.get("TORCH_BACKEND") or environ.pop("UV_TORCH_BACKEND", "") or "auto"
     python, what = venv / "bin" / "python", ["-r", requirements, *([] if sys.stdout.isatty() else ["--quiet"])]
     uv = [*UV, "pip", "install", "--compile-bytecode", "--python", python, *what]
     fitting = [f"--torch-backend={asked}"]
-    if (plan := quietly([*uv, *fitting, "--dry-run"], env=environ)).returncode != 0:
+    if (plan := quietly([*uv, *fitting, "--dry-run"], env=environ | {"UV_HTTP_RETRIES": "1"})).returncode != 0:
         if asked != "auto":
             raise SetupError(f"can't install with TORCH_BACKEND={asked}:\n{plan.stdout.rstrip()}")
         print("uv can't use PyTorch's own index: taking the usual build (on Linux, the one for GPUs)", flush=True)
