@@ -75,7 +75,7 @@ def few_pictures(root: Path, each: int) -> dict[str, str]:
     """Write a data set of `each` pictures a client; return the variables that name it."""
     data = cifar_data.find(os.environ.get("DATASET", "auto")) or sys.exit("make the data ready first")
     folder = root / f"data-{each}" / data["name"]
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for split, count in (("train", each * CLIENTS), ("test", TESTED)):
         images, labels = cifar_data.load_split(split, data["name"])
         np.save(folder / f"{split}_images.npy", images[:count])
