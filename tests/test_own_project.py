@@ -127,7 +127,7 @@ def run_surrounded(engine: str, folder: Path, data_dir: Path) -> SimpleNamespace
         **proxies,
         "NO_PROXY": "example.org",
         **{"RUN_DIR": str(folder / "theirs"), "AFTER_RUN": str(after), "FORK_SERVER": "/nonexistent"},
-        **{"MPLBACKEND": "nonsense", "RAY_ADDRESS": "ray://127.0.0.1:9", "RAY_NAMESPACE": "x"},
+        **{"MPLBACKEND": "nonsense", "PYTHONSAFEPATH": "1", "RAY_ADDRESS": "ray://127.0.0.1:9", "RAY_NAMESPACE": "x"},
         **{"FLWR_HOME": str(folder / "flwr-home"), "XDG_CACHE_HOME": "relative", "CDPATH": "/"},
         "MPLCONFIGDIR": str(data_dir.parent / "matplotlib"),  # it would take the relative path
         **{"PYTHONIOENCODING": "ascii", "TMPDIR": str(long if engine == "simulation" else short)},

@@ -128,4 +128,5 @@ def environment(settings: Settings, run_dir: Path, temporary: Path) -> dict[str,
         **dict.fromkeys(("NO_PROXY", "no_proxy"), no_proxy),
         "PYTHONIOENCODING": "utf-8",  # Flower draws lines that other encodings lack
         "PYTHONUNBUFFERED": "1",
+        "PYTHONSAFEPATH": "",  # the starter's modules are beside it
     }
