@@ -29,7 +29,7 @@ def draw(history: History, path: Path) -> None:
             if curve:
                 axes.plot(*zip(*curve, strict=True), style, color=colour, label=name)
         axes.set(xlabel="round", ylabel=label)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()

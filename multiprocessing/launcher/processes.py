@@ -17,7 +17,6 @@ from launcher import session
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 HEEDED = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # what nohup ignores stays so
-
 TITLE = 500  # bytes that the starter keeps free for a process's command, as `ps` shows it
 
 
