@@ -4,7 +4,6 @@ They refuse what can't work, resume runs, show who holds what, make the keys for
 several machines.
 """
 
-import secrets
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,15 +17,7 @@ from machines import instructions
 from refusals import check_model, check_personal, check_privacy, check_strategy, check_weights
 from resume import resumed
 from rounds import history
-from trust import (  # noqa: F401, the launcher finds them here
-    connection,
-    keys,
-    registrations,
-    secret,
-    superexec_arguments,
-    superlink_arguments,
-    supernode_arguments,
-)
+from trust import connection, keys, registrations, superlink_arguments, supernode_arguments  # noqa: F401, found here
 
 CHECKPOINT = "checkpoint.pt"  # as checkpoint.py calls it, which imports torch
 
@@ -73,14 +64,12 @@ def prepare(run: Any) -> None:
     script = str(run.settings.folder / "partitions.py")
     run.command("partitions", [sys.executable, script, str(run.run_dir)])
     if run.settings.secure:
-        from security import make_keys, write
+        from security import make_keys
 
         run.history["secure"] = True
         history.save(run.run_dir, run.history)
         if not keys(run).exists():  # a run that goes on may have them
             make_keys(keys(run), run.settings.clients)
-        if not secret(run).exists():
-            write(secret(run), secrets.token_bytes(32))
 
 
 def after_superlink(run: Any) -> None:

@@ -4,7 +4,6 @@
 """
 
 import shlex
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -60,8 +59,7 @@ REGISTER = """
 
 def instructions(run: Any) -> str:
     """Return what to type where."""
-    # Each machine starts Flower's own processes; what would be shared on one machine does not help.
-    settings = replace(run.settings, warm=False)
+    settings = run.settings
     run = SimpleNamespace(settings=settings, extension=run.extension, run_dir=HERE)
     port = settings.port or PORT
     data = "cifar10" if settings.dataset == "auto" else settings.dataset  # with "auto", machines could differ

@@ -14,36 +14,19 @@ def keys(run: Any) -> Path:
     return getattr(run, "temporary", Path("<temporary folder>")) / "keys"
 
 
-def secret(run: Any) -> Path:
-    """Return the file with the secret that the launcher's superexecs show to SuperLink and SuperNodes."""
-    return keys(run) / "superexec"
-
-
-def shown(run: Any) -> list[str]:
-    return ["--superexec-auth-secret-file", str(secret(run))] if run.settings.warm else []
-
-
 def superlink_arguments(run: Any) -> list[str]:
     if not run.settings.secure:
         return ["--insecure"]
     certificates = ["--ssl-ca-certfile", "ca.crt", "--ssl-certfile", "server.crt", "--ssl-keyfile", "server.key"]
     paths = [word if word.startswith("--") else f"{keys(run)}/{word}" for word in certificates]
-    return [*paths, "--enable-supernode-auth", *shown(run)]
+    return [*paths, "--enable-supernode-auth"]
 
 
 def supernode_arguments(run: Any, partition_id: int) -> list[str]:
     if not run.settings.secure:
         return ["--insecure"]
     trust = ["--root-certificates", f"{keys(run)}/ca.crt"]
-    return [*trust, "--auth-supernode-private-key", f"{keys(run)}/client-{partition_id}", *shown(run)]
-
-
-def superexec_arguments(run: Any, partition_id: int | None) -> list[str]:
-    """The SuperLink answers to its certificate only; a SuperNode answers its superexec on this machine, without one."""
-    if not run.settings.secure:
-        return ["--insecure"]
-    trust = ["--root-certificates", f"{keys(run)}/ca.crt"] if partition_id is None else ["--insecure"]
-    return [*trust, *shown(run)]
+    return [*trust, "--auth-supernode-private-key", f"{keys(run)}/client-{partition_id}"]
 
 
 def connection(run: Any) -> dict[str, Any]:

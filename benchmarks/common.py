@@ -38,21 +38,17 @@ class Memory:
 
 
 def processes(launcher: int) -> list[int]:
-    """Return a run's living processes: its launcher, all in the session of its starter, and their descendants.
-
-    With WARM=0, the SuperLink starts a superexec in a session of its own.
-    """
-    found = {}
+    """Return a run's living processes: its launcher, and all that descend from it."""
+    children: dict[int, list[int]] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):  # it has ended in the meantime
-            state, parent, _, session = path.read_text().rpartition(")")[2].split()[:4]
+            state, parent = path.read_text().rpartition(")")[2].split()[:2]
             if state not in "ZX":
-                found[int(path.parent.name)] = int(parent), int(session)
-    starters = {pid for pid, (parent, session) in found.items() if parent == launcher and session == pid}
-    family = {launcher, *(pid for pid, (_, session) in found.items() if session in starters)}
-    while children := {pid for pid, (parent, _) in found.items() if parent in family} - family:
-        family |= children
-    return sorted(family)
+                children.setdefault(int(parent), []).append(int(path.parent.name))
+    family = [launcher]
+    for process in family:
+        family += children.get(process, [])
+    return family
 
 
 def own_share(pid: int) -> float:

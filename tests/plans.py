@@ -37,7 +37,6 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def project_folder(tmp_path: Path) -> Path:
     """As much of the example's folder as a plan looks at; what has been run there is yet to be written."""
     (tmp_path / "launcher").mkdir()
-    (tmp_path / "launcher" / "warm.py").touch()
     (tmp_path / "pyproject.toml").write_text((FOLDER / "pyproject.toml").read_text())
     return tmp_path
 

@@ -1,20 +1,18 @@
-"""What the clients compute on: asked for by one word, said in the run, and warned of where a GPU lies idle."""
+"""What the clients compute on: asked for by one word, and said in the run."""
 
 import importlib
-import os
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, Metadata, RecordDict
-from paths import BASIC, ROOT
+from paths import ROOT
 
 import cifar_utils
-from launcher import device, screen
+from launcher import screen
 from launcher.project import read_project, run_config
 from rounds import history, mods
 
@@ -92,7 +90,7 @@ def test_a_client_says_what_it_has_computed_on(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_device_is_printed_once_and_before_the_rounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    printer = screen.Printer(tmp_path)
+    printer = screen.Printer(tmp_path, 2)
     entry = {"seconds": 1.0, "train": {"clients": 2, "failures": []}}
     for number in (1, 2):
         rounds = [{"round": i + 1, **entry} for i in range(number)]
@@ -102,57 +100,3 @@ def test_the_device_is_printed_once_and_before_the_rounds(tmp_path: Path, capsys
     assert [line.split()[0] for line in out.splitlines()] == ["Device:", "round", "1", "2"]
     assert out.startswith("Device: NVIDIA Pretence, 40 GiB\n")
     assert err == ""
-
-
-# --- A GPU that lies idle --------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Return a function that puts a program on PATH in nvidia-smi's place."""
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-
-    def write(line: str, status: int = 0) -> None:
-        program = tmp_path / "bin" / "nvidia-smi"
-        program.parent.mkdir(exist_ok=True)
-        program.write_text(f"#!/bin/sh\necho '{line}'\nexit {status}\n")
-        program.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.defpath}")
-
-    return write
-
-
-def test_an_idle_gpu_is_warned_of_with_what_pytorch_says(nvidia_smi: Any) -> None:
-    """Most often its build is newer than the driver, and says so in a log that nobody opens."""
-    nvidia_smi("NVIDIA Pretence")
-    warning = device.idle_gpu("cpu", {"device": "auto"})
-    start = "nvidia-smi lists NVIDIA Pretence, and the clients compute on the CPU: "
-    assert warning.startswith(start)
-    assert "NVIDIA driver" in warning or "not compiled with CUDA" in warning  # as the build of PyTorch here is
-    assert "\n" not in warning
-    assert device.idle_gpu("cpu", {}).startswith(start)  # a copy without the word
-
-
-def test_who_asked_for_the_cpu_is_not_warned(nvidia_smi: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    nvidia_smi("NVIDIA Pretence")
-    assert device.idle_gpu("cpu", {"device": "cpu"}) is None
-    assert device.idle_gpu("NVIDIA Pretence, 40 GiB", {"device": "auto"}) is None
-    for hidden in ("", "-1"):
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
-        assert device.idle_gpu("cpu", {"device": "auto"}) is None
-
-
-@pytest.mark.parametrize(("line", "status"), [("No devices were found", 0), ("NVIDIA-SMI has failed", 9), ("", 0)])
-def test_where_there_is_no_gpu_nobody_is_warned(line: str, status: int, nvidia_smi: Any) -> None:
-    nvidia_smi(line, status)
-    assert device.idle_gpu("cpu", {"device": "auto"}) is None
-
-
-def test_without_nvidia_smi_nobody_is_warned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
-    assert device.idle_gpu("cpu", {"device": "auto"}) is None
-
-
-def test_to_ask_takes_no_pytorch() -> None:
-    program = f"import sys; sys.path[0] = {str(BASIC)!r}; from launcher import device; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "False\n"

@@ -74,7 +74,7 @@ def test_clients_die_and_the_rest_are_enough(basic: Path, data_dir: Path) -> Non
 
 def command(run: Launch, pattern: str) -> list[str]:
     (pid,) = run.pids(pattern)
-    return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").split()
 
 
 @pytest.mark.parametrize(
@@ -82,10 +82,9 @@ def command(run: Launch, pattern: str) -> list[str]:
     [
         (r"flower-supernode.*partition-id=1", "client-1 ended with status -9; 1 of 2 clients are left"),
         (r"flower-superlink", "superlink ended with status -9"),
-        (r"launcher/warm\.py", "the process that starts the others has ended"),
         pytest.param(r"flower-superexec.*:PORT", "superlink-superexec ended with status -9", marks=pytest.mark.slow),
     ],
-    ids=["client", "SuperLink", "starter", "superexec"],
+    ids=["client", "SuperLink", "superexec"],
 )
 def test_what_the_run_needs_is_killed(pattern: str, said: str, basic: Path, data_dir: Path) -> None:
     clients = 2 if "supernode" in pattern else 1
@@ -108,6 +107,19 @@ def test_the_launcher_is_killed(engine: str, basic: Path, data_dir: Path) -> Non
         run.process.kill()
         run.process.wait()
         assert run.nothing_left(within=10)
+    assert (run.history["status"], run.history["reason"]) == ("stopped", "the launcher was killed")
+
+
+@pytest.mark.parametrize("engine", ["deployment", pytest.param("simulation", marks=pytest.mark.slow)])
+def test_the_launcher_s_other_half_is_killed(engine: str, basic: Path, data_dir: Path) -> None:
+    """That which does the work, and from which all processes are forked."""
+    with Launch(basic, 1, 1, 1, 2, data_dir=data_dir, ENGINE=engine) as run:
+        in_training(run, 1)
+        (pid,) = set(run.pids("launcher/__main__")) - {run.process.pid}
+        os.kill(pid, signal.SIGKILL)
+        assert run.wait(15) == 1
+        assert run.nothing_left()
+    assert "error: the launcher was killed" in run.stderr
     assert (run.history["status"], run.history["reason"]) == ("stopped", "the launcher was killed")
 
 
@@ -248,12 +260,3 @@ def test_another_user_s_launcher_is_killed(engine: str, nobody: Path) -> None:
         run.process.wait()
         assert run.nothing_left(within=10)
     assert run.history["reason"] == "the launcher was killed"
-
-
-@pytest.mark.slow
-def test_another_user_s_starter_is_killed(nobody: Path) -> None:
-    with launched(nobody, "deployment") as run:
-        in_training(run, 2)
-        run.kill(r"launcher/warm\.py")
-        assert run.wait(20) == 1
-    assert run.nothing_left()

@@ -49,7 +49,7 @@ def test_every_client_raises(engine: str, basic: Path, data_dir: Path) -> None:
     assert run.process.returncode == 1
     assert "round 1: no client could train. The first: ValueError: a bad client" in run.stderr
     assert [failure["partition-id"] for failure in run.history["rounds"][0]["train"]["failures"]] == [0, 1]
-    log = "run" if engine == "simulation" else "client-1-superexec"
+    log = "run" if engine == "simulation" else "client-1"
     assert "raise ValueError('a bad client')" in run.log(log)
     assert not (run.run_dir / "model.pt").exists()
     assert run.nothing_left()

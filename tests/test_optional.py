@@ -46,10 +46,10 @@ def test_apps_are_forked_though_supernodes_sleep_in_another_way(bare: Launch) ->
     """Which the run says once; what `warm.py` knows of Flower is in test_seams.py."""
     assert bare.stderr.count("WARNING: this version of Flower waits in another way: rounds take longer") == 1
     for client in (0, 1):
-        log = bare.log(f"client-{client}-superexec").splitlines()
+        log = bare.log(f"client-{client}").splitlines()
         started = [line for line in log if line.startswith("started as")]
         assert len(started) >= 2  # once to train, once to evaluate
-        assert all("launcher/warm.py" in line for line in started)
+        assert all("launcher/__main__.py" in line for line in started)
 
 
 def test_with_the_guard_and_without_mods(tmp_path: Path, data_dir: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a run shows while it is under way: on a terminal of 80 columns, with and without colour, and in a file."""
+"""What a run shows while it is under way: on a terminal, and in a file."""
 
 import contextlib
 import fcntl
@@ -22,19 +22,21 @@ SHOW = """
 import sys
 from pathlib import Path
 from launcher import screen
-with screen.bar(Path(sys.argv[1]), 200) as show:
-    show()
-    screen.say(screen.row({"round": 1, "seconds": 60.0, "train": {"clients": 3, "failures": [], "loss": 2.125}}))
-    print("WARNING: said on stderr", file=sys.stderr)
+printer = screen.Printer(Path(sys.argv[1]), 200)
+printer.show_progress()
+printer.show_progress()
+screen.say(screen.row({"round": 1, "seconds": 60.0, "train": {"clients": 3, "failures": [], "loss": 2.125}}))
+printer.show_progress()
+screen.say("WARNING: said on stderr", error=True)
 """
-COLOUR = re.compile(r"\x1b\[[\d;]*\d[\d;]*m")
+ROW = "    1        3       0       2.125         -         -     60.0"
 
 
 def in_terminal(command: list[str], columns: int = 80, **env: str) -> tuple[int, str]:
     """Run a command on a terminal of its own; return (exit status, all that the terminal got)."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    kept = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS")}
+    kept = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
     process = subprocess.Popen(
         command, stdin=theirs, stdout=theirs, stderr=theirs, env={**kept, "TERM": "xterm-256color", **env}
     )
@@ -56,60 +58,57 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def plain(seen: str) -> list[str]:
-    """The lines that a terminal got, those that were drawn over too, without the codes for colour and cursor."""
-    return re.split(r"[\r\n]+", re.sub(r"\x1b\[[\d;?]*\w", "", seen))
-
-
 def shown(folder: Path, **env: str) -> str:
     status, seen = in_terminal([sys.executable, "-c", SHOW, str(folder)], PYTHONPATH=str(BASIC), **env)
     assert status == 0, seen
     return seen
 
 
-def test_a_run_on_a_terminal_shows_a_bar_and_a_line_a_round(tmp_path: Path, data_dir: Path) -> None:
+def test_a_run_on_a_terminal_says_how_far_it_is_and_prints_a_line_a_round(tmp_path: Path, data_dir: Path) -> None:
     folder = copy_example("basic", tmp_path / "basic")
     env = environment(data_dir, ENGINE="deployment")
     status, seen = in_terminal([str(folder / "run.sh"), "1", "1", "1", "2"], **env)
     assert status == 0, seen
-    assert "round 1 of 2, training" in seen
-    assert COLOUR.search(seen)
-    lines = [line for line in plain(seen) if re.match(r" +[12] +1 +0 ", line)]
-    assert [line.split()[0] for line in lines] == ["1", "2"]
-    assert seen.rindex("\x1b[?25h") > seen.rindex("\x1b[?25l")  # the cursor is back
+    written = re.split(r"(?<=[\r\n])\x1b\[K", seen.replace("\r\n", "\n"))
+    passing = [text for text in written if text.endswith("\r")]
+    assert any(text.startswith("round 1 of 2, training 0/1, ") for text in passing)
+    lines = [text for text in written if text.endswith("\n")]
+    assert [line.split()[0] for line in lines if re.match(r" +[12] +1 +0 ", line)] == ["1", "2"]
+    assert "basic: 2 rounds" in lines[-1]
 
 
-def test_the_bar_says_where_the_round_is_in_80_columns(folder: Path) -> None:
+def test_the_line_is_cleared_by_the_next_and_written_only_if_it_is_new(folder: Path) -> None:
+    clear, progress = "\x1b[K", r"round 2 of 200, training 12/100, \d s\r"
     seen = shown(folder)
-    (text,) = {line for line in plain(seen) if "round 2" in line}
-    assert re.fullmatch(r"round 2 of 200, training 12/100 ━*[╸╺]?━+ 0:00:0\d left: -:--:-- *", text)
-    assert len(text) <= 80
-    assert "WARNING: said on stderr" in seen
+    expected = rf"{progress}{ROW}\r\n({progress})?WARNING: said on stderr\r\n"  # a second may be over in the meantime
+    assert re.fullmatch(expected, seen.replace(clear, ""))
+    assert all(part == "" or part.startswith(clear) for part in re.split(r"(?<=[\r\n])(?!\n)", seen))
 
 
-def test_the_bar_stands_a_phase_in_which_nobody_is_asked(folder: Path) -> None:
+def test_it_fits_into_a_narrow_terminal(folder: Path) -> None:
+    status, seen = in_terminal([sys.executable, "-c", SHOW, str(folder)], columns=20, PYTHONPATH=str(BASIC))
+    assert status == 0
+    assert seen.startswith("\x1b[Kround 2 of 200, tra\r")
+
+
+def test_a_phase_in_which_nobody_is_asked(folder: Path) -> None:
     history.tell_progress(folder, 2, "evaluate", 0, 0)
     assert "round 2 of 200, evaluating 0/0" in shown(folder)
 
 
-@pytest.mark.parametrize(("env", "bar"), [({"NO_COLOR": "1"}, True), ({"TERM": "dumb"}, False)])
-def test_no_colour_where_none_is_wanted(folder: Path, env: dict[str, str], bar: bool) -> None:
-    seen = shown(folder, **env)
-    assert not re.search(r"\x1b\[[\d;]*[34]\d", seen)  # no colour of text or ground
-    assert ("round 2 of 200" in seen) == bar
-    assert "    1        3       0       2.125         -         -     60.0" in seen
+def test_a_terminal_that_can_t_clear_a_line_gets_none(folder: Path) -> None:
+    assert shown(folder, TERM="dumb") == f"{ROW}\r\nWARNING: said on stderr\r\n"
 
 
 def test_no_control_characters_in_a_file(folder: Path) -> None:
     command = [sys.executable, "-c", SHOW, str(folder)]
-    env = {**os.environ, "PYTHONPATH": str(BASIC), "TERM": "xterm-256color", "FORCE_COLOR": "1"}
+    env = {**os.environ, "PYTHONPATH": str(BASIC), "TERM": "xterm-256color"}
     done = subprocess.run(command, capture_output=True, text=True, env=env)
-    assert (done.returncode, done.stderr) == (0, "WARNING: said on stderr\n")
-    assert done.stdout.removesuffix("\n").isprintable()
+    assert (done.returncode, done.stderr, done.stdout) == (0, "WARNING: said on stderr\n", f"{ROW}\n")
 
 
-def test_rich_is_not_imported_for_a_file() -> None:
-    code = "import sys, launcher.run; sys.exit('rich' in sys.modules or 'matplotlib' in sys.modules)"
+def test_matplotlib_is_not_imported_before_a_run_is_over() -> None:
+    code = "import sys, launcher.run; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(BASIC)}).returncode == 0
 
 
@@ -137,7 +136,7 @@ def test_the_columns_of_a_round() -> None:
 
 def test_why_a_client_failed_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     failed = {"failures": [{"partition-id": 2, "reason": "ValueError: as always"}]}
-    printer = screen.Printer(tmp_path)
+    printer = screen.Printer(tmp_path, 3)
     for count in (0, 1, 1, 3):
         history.save(tmp_path, {"rounds": [entry(i + 1, train=failed, evaluate=failed) for i in range(count)]})
         printer.show()

@@ -98,7 +98,7 @@ def test_it_prints_rounds_and_a_summary(run: Launch) -> None:
 def test_it_prints_the_commands_as_one_could_type_them(run: Launch) -> None:
     """Those of the first client stand for all."""
     nodes = ["flower-supernode"] if run.history["engine"] == "deployment" else []
-    assert commands(run) == ["flower-superlink", "flower-superexec", *nodes, "flwr"]
+    assert commands(run) == ["flower-superlink", *nodes, "flwr"]
 
 
 def test_the_history_keeps_the_contract(run: Launch) -> None:
@@ -209,7 +209,7 @@ def test_verbose_prints_all_that_the_server_says(alone: dict[str, Launch]) -> No
     assert run.process.returncode == 0, run.stdout + run.stderr
     said = run.log("run").splitlines()
     assert any("Final results" in line for line in said)
-    assert set(said) <= set(run.stderr.splitlines())
+    assert set(said) <= set(run.stdout.splitlines())
 
 
 def test_the_collection_makes_a_page_on_a_run(alone: dict[str, Launch]) -> None:

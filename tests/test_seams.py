@@ -10,7 +10,7 @@ from paths import BASIC
 REPLACE = """
 import importlib.util, sys
 from pathlib import Path
-import warm
+from launcher import warm
 source = Path(importlib.util.find_spec(warm.SUPERNODE).origin).read_text()
 print("installed", warm.replace_sleep())
 sys.modules[warm.SUPERNODE] = None  # as if there were none
@@ -29,6 +29,6 @@ for name, change in moved.items():
 
 def test_a_sleep_that_has_moved_is_noticed(tmp_path: Path) -> None:
     command = [sys.executable, "-c", REPLACE, str(tmp_path / "moved.py")]
-    done = subprocess.run(command, cwd=BASIC / "launcher", capture_output=True, text=True)
+    done = subprocess.run(command, cwd=BASIC, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n") == ["installed True", "module False", "seconds False", "function False", ""]

@@ -136,10 +136,8 @@ def test_strangers_are_turned_away(kinds: list, advanced: Path, data_dir: Path, 
     trained = run.history["rounds"][-1]["train"]
     assert [row["partition-id"] for row in trained["by_client"]] == [0, 1]
     assert trained["failures"] == []
-    secrets = r"server\.key|client-\d|superexec"  # the last is what the superexecs show to SuperLink and SuperNodes
-    assert {name: mode for name, mode in modes.items() if re.fullmatch(secrets, name)} == dict.fromkeys(
-        ["server.key", "client-0", "client-1", "superexec"], 0o600
-    )
+    secrets = {name: mode for name, mode in modes.items() if re.fullmatch(r"server\.key|client-\d", name)}
+    assert secrets == dict.fromkeys(["server.key", "client-0", "client-1"], 0o600)
     assert modes["keys"] == 0o700
     assert not keys.exists()
     assert not any((run.run_dir / "keys").glob("*"))
@@ -294,7 +292,7 @@ def test_another_address_and_another_time_are_refused(keys: Path, monkeypatch: p
 
 @pytest.mark.slow
 def test_keys_may_be_kept(advanced: Path, data_dir: Path) -> None:
-    """And are used again by a run that goes on; cold, since then each SuperNode starts its own superexec."""
+    """And are used again by a run that goes on."""
     run = finished(advanced, 2, 2, 2, 1, "toy=true", data_dir=data_dir, SECURE="1", KEEP_KEYS="1")
     assert run.process.returncode == 0, run.stdout + run.stderr
     key = (run.run_dir / "keys/client-1").read_bytes()

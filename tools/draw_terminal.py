@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Takes a still of a real run in a terminal: `python tools/draw_terminal.py basic` writes pictures/terminal.svg.
 
-The words are those of ./run.sh. The still is taken in the last round, while the progress bar shows how far it is.
+The words are those of ./run.sh. The still is taken in the last round, while the last line shows how far it is.
 """
 
 import io
@@ -46,10 +46,9 @@ def record(words: list[str]) -> str:
 
 
 def shown(printed: str) -> str:
-    """Return what a terminal shows of it: the lines, and, of the bar that was drawn again and again, the newest."""
+    """Return what a terminal shows of it: the lines, and the newest of the last one, which is written over itself."""
     lines = printed.replace("\r\n", "\n").split("\n")
-    kept = [line.rpartition("\x1b[2K")[2].replace("\r", "") for line in lines]
-    return re.sub(r"\x1b\[\?25[lh]|\x1b\[1A", "", "\n".join(kept)).rstrip()
+    return "\n".join(line.rstrip("\r").rpartition("\r")[2].replace("\x1b[K", "") for line in lines).rstrip()
 
 
 def draw(words: list[str], text: str) -> None:

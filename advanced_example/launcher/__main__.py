@@ -19,8 +19,13 @@ def main(words: list[str]) -> int:
     while (number := os.open(os.devnull, os.O_RDWR)) < 3:  # closed, by `>&-`: the next file would be taken for it
         os.set_inheritable(number, True)
     os.close(number)
-    for stream in filter(None, (sys.stdout, sys.stderr)):
+    sys.stdout = sys.__stdout__ = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.__stderr__ = sys.stderr or os.fdopen(2, "w")
+    for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # what a terminal can't show must not end a run
+    # One thread a process: several with a thread for each core slow one another down four times, a sum taken by another
+    # number of threads is not the same to the last bit, and a process with threads can't fork.
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     heed(stop)
     try:
         settings = arguments.parse(words, FOLDER)
@@ -29,11 +34,12 @@ def main(words: list[str]) -> int:
         if settings.secure and own.connection is extension.connection:
             raise UsageError("SECURE=1 is for an example that makes keys: advanced_example")
         settings = own.check(settings)
+        from launcher.guard import guarded
         from launcher.run import Run  # it needs the packages
 
         run = Run(settings, own)
-        return run.show() if settings.dry_run else run.go()
-    except Stopped as stopped:  # by a signal, before `go` or after it
+        return run.show() if settings.dry_run else guarded(run)
+    except Stopped as stopped:  # by a signal, before the run or after it
         return 128 + stopped.args[0]
     except (UsageError, OSError, RuntimeError) as error:  # SetupError is one
         say(f"error: {error}", error=True)

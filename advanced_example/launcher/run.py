@@ -1,32 +1,31 @@
 """Runs an example once: makes the data ready, starts server and clients, watches them, and says how it ended."""
 
 import contextlib
+import os
 import shlex
+import shutil
 import signal
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 import tomli_w
 
 import cifar_data
-from launcher import checks, commands, ending
+from launcher import commands, ending, session
 from launcher.arguments import Settings
 from launcher.extension import Extension
-from launcher.processes import Failed, Processes, Stopped, heed, ignore
+from launcher.guard import KILLED
+from launcher.processes import GUARD_DIED, Failed, Processes, Stopped, heed, ignore
 from launcher.screen import STAND_IN, say
+from launcher.warm import Warm
 from launcher.watch import watch
 from rounds import history
 
 START_TIMEOUT = 60.0  # seconds for the SuperLink to answer
-POLL = 0.1
 
 
 class Run:
     """One run, from the data to the summary line; what the functions of an extension are given."""
-
-    processes: Processes | None = None
 
     def __init__(self, settings: Settings, extension: Extension) -> None:
         self.settings, self.extension = settings, extension
@@ -34,7 +33,7 @@ class Run:
         self.needed = {"superlink", "superlink-superexec"}  # names of the processes that must live to the end
 
     def show(self) -> int:
-        """Print what `go` would start and write."""
+        """Print what `work` would start and write."""
         port, *client_ports = commands.ports(self.settings)
         for path, table in commands.files(self, port).items():
             say(f"# {path}\n{tomli_w.dumps(table)}")
@@ -45,50 +44,48 @@ class Run:
         self.extension.dry_run(self)
         return 0
 
-    def go(self) -> int:
-        """Return the exit status. However the run ends, no process is left, and the history says how it ended."""
-        if warning := checks.check(self.settings):
-            say(f"WARNING: {warning}", error=True)
-        self.open()
+    def work(self) -> int:
+        """Do all of it, in the process that leads the run's session, and return the exit status."""
         began = time.monotonic()
         outcome, code, failure = {"status": "completed"}, 0, None
         try:
             try:
-                self.temporary = Path(tempfile.mkdtemp(prefix="fl-", dir=checks.temporary_place()))
-                self.environment = commands.environment(self.settings, self.run_dir, self.temporary)
-                imports = "apps" if self.settings.engine == "deployment" else "flower"
-                warm = imports if self.settings.warm else ""
-                self.processes = Processes(self.run_dir, self.temporary, warm, self.lock, self.environment)
+                self.environment = commands.set_environment(self.settings, self.run_dir, self.temporary)
+                self.processes = Warm(self.run_dir, self.temporary) if self.settings.warm else Processes(self.run_dir)
                 self.prepare()
                 self.start()
                 watch(self)
             finally:
                 heed(ignore)  # what follows takes seconds, and must be whole
         except Stopped as stopped:
-            name = signal.Signals(stopped.args[0]).name
-            code, outcome = 128 + stopped.args[0], {"status": "stopped", "reason": name}
-            say(f"\n{name}: stopping", error=True)
+            code, name = 128 + stopped.args[0], signal.Signals(stopped.args[0]).name
+            outcome = {"status": "stopped", "reason": KILLED if name == GUARD_DIED.name else name}
+            say(f"\n{outcome['reason']}: stopping", error=True)
         except (Exception, SystemExit) as error:
             code, failure = 1, error
             outcome = {"status": "failed", "reason": str(error) or type(error).__name__}
             if getattr(error, "log", None):
                 outcome["log"] = error.log
-        if self.processes:
-            self.processes.stop()
+        session.end(os.getpid())
+        shutil.rmtree(self.temporary, ignore_errors=True)
         ending.drop_part_of_model(self.run_dir / "model.pt")
-        with contextlib.suppress(OSError, ValueError):  # the server has written the rounds into it
-            self.history = history.load(self.run_dir)
-        self.history = {**self.history, **outcome, "seconds": round(time.monotonic() - began, 1)}
-        try:
-            history.save(self.run_dir, self.history)
-        except OSError as error:
-            say(f"WARNING: history.json could not be written: {error}", error=True)
+        self.close({**outcome, "seconds": round(time.monotonic() - began, 1)})
         if failure:
             ending.explain(self, failure)
         elif code == 0:
             say(ending.summary(self.history, self.run_dir))
         ending.report(self)
         return code
+
+    def close(self, outcome: history.History) -> None:
+        """Write down how the run ended."""
+        with contextlib.suppress(OSError, ValueError):  # the server has written the rounds into it
+            self.history = history.load(self.run_dir)
+        self.history = {**self.history, **outcome}
+        try:
+            history.save(self.run_dir, self.history)
+        except OSError as error:
+            say(f"WARNING: history.json could not be written: {error}", error=True)
 
     # --- The steps ---------------------------------------------------------------------------------------------------
 
@@ -133,17 +130,18 @@ class Run:
             path.parent.mkdir(exist_ok=True)
             path.write_text(tomli_w.dumps(table), encoding="utf-8")
         to_start = commands.in_order(self, port, client_ports)
+        self.processes.load("flower")
         self.command("superlink", to_start.pop("superlink"))
+        if self.settings.engine == "deployment":
+            self.processes.load("apps")
         deadline = time.monotonic() + START_TIMEOUT
         while not commands.answers(port):
             if (status := self.processes.status("superlink")) is not None:
                 raise Failed(f"the SuperLink ended with status {status} before it answered", "superlink")
             if time.monotonic() > deadline:
                 raise Failed(f"the SuperLink did not answer within {START_TIMEOUT:.0f} s", "superlink")
-            time.sleep(POLL)
+            self.processes.pause(0.1)
         self.extension.after_superlink(self)
-        if client_ports:
-            history.tell_clients(self.run_dir, {}, set())  # from now on, the server can wait to be told who is who
         for name, command in to_start.items():
             self.command(name, command)
         if self.settings.verbose:
@@ -151,7 +149,7 @@ class Run:
             self.command("tail", ["tail", "-n", "+1", "-F", str(self.processes.log("run"))], quiet=False)
 
     def command(self, name: str, command: list[str], quiet: bool = True) -> None:
-        """Print a command and start it; of a hundred clients and their superexecs, only the first client."""
+        """Print a command and start it; of a hundred clients, only the first."""
         shown = shlex.join(command).replace(f"{self.run_dir}/", "").replace(f"{self.settings.folder}", ".")
         if not name.startswith("client-") or name == "client-0":
             say(f"+ {shown}")

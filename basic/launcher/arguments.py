@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cifar_data import DATASETS, data_dir
+from cifar_data import DATASETS
 from launcher.project import COUNT, KEYS, UsageError, convert, ranges, read_project, run_config, shorten, text
 
 ENGINES = ("deployment", "simulation")
@@ -108,10 +108,6 @@ def parse(words: list[str], folder: Path, environment: Mapping[str, str] = os.en
     secure = asked.get("SECURE", "0") != "0"
     if secure and engine != "deployment":
         raise UsageError("SECURE=1 goes with ENGINE=deployment: a simulation has no connections to secure")
-    try:
-        data_dir()
-    except RuntimeError as error:
-        raise UsageError(f"DATA_DIR: {error}") from None
     variables = [f"{name}={asked[name]}" for name in ("ENGINE", "DATASET", "SECURE") if name in asked]
     return Settings(
         folder=folder,
@@ -124,8 +120,7 @@ def parse(words: list[str], folder: Path, environment: Mapping[str, str] = os.en
         verbose=options.verbose,
         dry_run=options.dry_run,
         secure=secure,
-        # macOS's frameworks don't survive a fork; without the file, or the wish, each process is a fresh Python
-        warm=environment.get("WARM") != "0" and sys.platform == "linux" and (folder / "launcher" / "warm.py").exists(),
+        warm=environment.get("WARM") != "0" and sys.platform == "linux",  # macOS's frameworks don't survive a fork
         command=shlex.join([*variables, "./run.sh", *words]),
         project=project,
         given=frozenset({*given, *(name for name in ("ENGINE", "DATASET") if asked.get(name, "auto") != "auto")}),

@@ -1,10 +1,10 @@
-"""A starter that has imported Flower and PyTorch: a process then costs a fork, not an import. Remove it to do without.
+"""Imports Flower and PyTorch once: a process then costs a fork, not an import. WARM=0 does without.
 
-Flower's processes are forked from this one, and call the function that their command stands for. So are those that a
-superexec starts, one for each message, by a bare name such as flwr-clientapp: a script of that name, first on its PATH,
-asks for them here. One part of Flower is replaced, here and nowhere else: a SuperNode that waits looks again after POLL
-seconds, in place of 3 or 0.5. Where another version of Flower has moved it, the run goes on without. No user's module
-is imported here, and nothing touches a GPU.
+Flower's processes are forked from this one, and call the function that their command stands for. So are those that they
+start in turn by a bare name, flower-superexec and, for each message, flwr-clientapp: a script of that name, first on
+their PATH, asks for them here. One part of Flower is replaced, here and nowhere else: a SuperNode that waits looks
+again after POLL seconds, in place of 3 or 0.5. Where another version of Flower has moved it, the run goes on without.
+Nothing here touches a GPU.
 """
 
 import contextlib
@@ -14,66 +14,84 @@ import importlib
 import importlib.metadata
 import inspect
 import os
+import select
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import starter
+from launcher.processes import Processes
+from launcher.screen import say
 
+FOLDER = Path(__file__).resolve().parents[1]
 POLL = "FLOWER_EXAMPLE_POLL"  # the environment variable with a SuperNode's seconds between two looks for a message
-FLOWER = (
-    *("flwr.cli.app", "flwr.superlink.cli", "flwr.supernode.cli", "flwr.supercore.cli", "flwr.clientapp"),
-    *("flwr.supernode.main", "httpcore"),  # which they import when they are called
-)
-FOR_APPS = ("torch", "torch._dynamo", "torch.utils.data", "flwr.serverapp.strategy")  # _dynamo: for the first optimizer
+MODULES = {
+    "flower": (
+        *("flwr.cli.app", "flwr.superlink.cli", "flwr.supernode.cli", "flwr.supercore.cli", "flwr.clientapp"),
+        *("flwr.supernode.main", "httpcore"),  # which they import when they are called
+    ),
+    "apps": ("torch", "torch._dynamo", "torch.utils.data", "flwr.serverapp.strategy"),  # _dynamo: for an optimizer
+}
+SUPEREXEC = "flower-superexec"
 SUPERNODE = "flwr.supernode.start_client_internal"
 COMMANDS = {e.name: e for e in importlib.metadata.distribution("flwr").entry_points if e.group == "console_scripts"}
 PR_SET_NAME = 15
-# Stands in for a command: writes down the superexec that calls it, its output, the command, and its arguments.
+# Stands in for a command: writes down the process that calls it, its output, the command, and its arguments.
 SCRIPT = """#!/bin/sh
 IFS=$(printf '\\037')
 printf '%s\\n' "$PPID$IFS$(readlink /proc/$$/fd/1)$IFS${0##*/}$IFS$*" > "${0%/*}/asked"
 """
 
 
-class Warm(starter.Starter):
-    """Forks in place of starting a fresh Python, also what superexecs ask for."""
+class Warm(Processes):
+    """Forks in place of starting a fresh Python, also what the forked ask for."""
 
-    def __init__(self, run_dir: str, temporary: str) -> None:
-        super().__init__(run_dir, temporary)
-        self.scripts = self.temporary / "commands"
+    def __init__(self, run_dir: Path, temporary: Path) -> None:
+        super().__init__(run_dir)
+        self.scripts = temporary / "commands"
         self.scripts.mkdir()
         os.mkfifo(self.scripts / "asked")
         self.asked = os.open(self.scripts / "asked", os.O_RDWR | os.O_CLOEXEC)  # to write, too, or it would end at once
-        self.sources[self.asked] = self.start_asked
         for name in COMMANDS:
-            if name.startswith("flwr-"):
+            if name.startswith("flwr-") or name == SUPEREXEC:
                 (self.scripts / name).write_text(SCRIPT)
                 (self.scripts / name).chmod(0o700)
 
-    def start_asked(self) -> None:
-        """Start what superexecs ask for; one that has ended in the meantime needs nothing."""
-        for line in os.read(self.asked, 2**16).decode().rstrip("\n").split("\n"):
-            superexec, log, *command = line.split("\037")
-            if order := self.started.get(int(superexec)):
-                self.start({**order, "name": None, "log": log, "command": command})
+    def load(self, kind: str) -> None:
+        """Import modules; one that is not installed, as PyTorch may be in a copy, is its processes' own matter."""
+        for name in MODULES[kind]:
+            with contextlib.suppress(ModuleNotFoundError):
+                importlib.import_module(name)
+        gc.freeze()  # a collection in a child would copy every page that it touches
+        if kind == "flower" and not replace_sleep():
+            say("WARNING: this version of Flower waits in another way: rounds take longer", error=True)
 
-    def become(self, command: list[str]) -> None:
+    def pause(self, seconds: float) -> None:
+        """Let time pass, or start what is asked for; who has asked and ended in the meantime needs nothing."""
+        if select.select([self.asked], [], [], seconds)[0]:
+            for line in os.read(self.asked, 2**16).decode().rstrip("\n").split("\n"):
+                caller, log, *command = line.split("\037")
+                if name := self.started.get(int(caller)):
+                    self.fork(f"{name}-superexec" if command[0] == SUPEREXEC else "", command, log)
+
+    def become(self, command: Sequence[str]) -> None:
         """Call what one of Flower's commands would call in a fresh interpreter; execute any other command."""
         if command[0] not in COMMANDS:
             super().become(command)
-        if command[0] == "flower-superexec":
+        if command[0].startswith("flower-"):
             os.environ["PATH"] = f"{self.scripts}{os.pathsep}{os.environ['PATH']}"
         status: Any = 1
         try:
             show(command)
             reseed()
-            for name in [name for name in sys.modules if name.partition(".")[0] in ("launcher", "rounds", "starter")]:
-                del sys.modules[name]  # what the app imports under these names is in its own bundle
+            forget_own_modules()
+            sys.path[0] = str(Path(sys.executable).parent)  # as in Flower's commands
             sys.argv = list(command)
+            for stream in (sys.stdout, sys.stderr):  # Flower draws lines that other encodings lack
+                stream.reconfigure(encoding="utf-8", line_buffering=True)
             status = COMMANDS[command[0]].load()()
         except SystemExit as left:
             status = left.code
@@ -88,6 +106,13 @@ class Warm(starter.Starter):
             os._exit(status if isinstance(status, int) else int(status is not None))
 
 
+def forget_own_modules() -> None:
+    """Forget what the launcher has imported of this folder: what the app imports by these names is in its bundle."""
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(f"{FOLDER}/{name.partition('.')[0]}"):
+            del sys.modules[name]
+
+
 def reseed() -> None:
     """Draw new states for the generators that a fork copies; Python's own does so by itself."""
     if numpy := sys.modules.get("numpy"):
@@ -96,11 +121,13 @@ def reseed() -> None:
         torch.default_generator.seed()  # the CPU's alone: nothing here asks for a GPU
 
 
-def show(command: list[str]) -> None:
-    """Let `ps` and `top` show a process's command (Linux). It is written over this process's arguments in memory."""
+def show(command: Sequence[str]) -> None:
+    """Let `ps` and `top` show a process's command (Linux): it is written over the arguments and variables in memory."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        start, end = map(int, Path("/proc/self/stat").read_text().rpartition(")")[2].split()[45:47])
-        ctypes.memmove(start, "\0".join(command).encode()[: end - start - 1].ljust(end - start, b"\0"), end - start)
+        os.environ.update(dict(os.environ))  # which puts the variables elsewhere
+        numbers = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        start, end = int(numbers[45]), int(numbers[48])
+        ctypes.memmove(start, " ".join(command).encode()[: end - start - 1].ljust(end - start, b"\0"), end - start)
         ctypes.CDLL(None).prctl(PR_SET_NAME, command[0].removeprefix("flower-").encode())
 
 
@@ -119,28 +146,3 @@ def replace_sleep() -> bool:
 def sleep(seconds: float) -> None:
     """Stand in for `time.sleep` in a SuperNode, which sleeps 3 s without a message, 0.5 s without a reply to it."""
     time.sleep(min(seconds, float(os.environ.get(POLL, seconds))))
-
-
-def load(names: tuple[str, ...]) -> None:
-    """Import modules; one that is not installed, as PyTorch may be in a copy, is its processes' own matter."""
-    for name in names:
-        with contextlib.suppress(ModuleNotFoundError):
-            importlib.import_module(name)
-    gc.freeze()  # a collection in a child would copy every page that it touches
-
-
-def main(run_dir: str, temporary: str, kind: str, room_for_title: str) -> None:
-    sys.path[:2] = [str(Path(sys.executable).parent)]  # as in Flower's commands: this folder's names are ours
-    warm = Warm(run_dir, temporary)
-    warm.serve(patience=0)  # what makes the data ready needs nothing, and works during the imports
-    load(FLOWER)
-    if not replace_sleep():
-        print("WARNING: this version of Flower waits in another way: rounds take longer", file=sys.stderr, flush=True)
-    warm.serve(patience=0)  # a SuperLink needs no PyTorch
-    if kind == "apps":
-        load(FOR_APPS)
-    warm.serve()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -14,7 +14,6 @@ from rounds import history
 from rounds.replies import partition_id
 
 CONNECT_TIMEOUT = 60.0  # seconds to wait for clients that are not connected
-TELL_TIMEOUT = 5.0  # of these, for the launcher to say which client is which
 ASK_AT_ONCE, ANSWER_TIMEOUT = 16, 180.0  # clients that are asked side by side; seconds for their answers
 PULL_INTERVAL = 0.25  # seconds at most between two looks for replies; Flower's own grid sleeps 3
 PULL_SHARE = 0.02  # of the time that may go into looking: a look is quick in a simulation, and costs on the network
@@ -37,19 +36,15 @@ class PatientGrid:
 
     def get_node_ids(self) -> list[int]:
         """Return the connected clients by partition id, once there are enough; raise TimeoutError after a minute."""
-        began = complete = time.monotonic()
-        over = False
-        while not over:
-            nodes, now = self.alive(self.grid.get_node_ids()), time.monotonic()
-            unknown = [node for node in nodes if node not in self.partition_of and node not in self.asked]
-            if len(nodes) < max(self.min_clients, self.wanted - len(self.lost)):
-                complete, over = now, now - began >= CONNECT_TIMEOUT
-            else:
-                over = not (unknown and self.launched) or now - complete >= TELL_TIMEOUT
-            time.sleep(0 if over else PULL_INTERVAL)
+        deadline = time.monotonic() + CONNECT_TIMEOUT
+        nodes = self.alive(self.grid.get_node_ids())
+        while len(nodes) < max(self.min_clients, self.wanted - len(self.lost)) and time.monotonic() < deadline:
+            time.sleep(PULL_INTERVAL)
+            nodes = self.alive(self.grid.get_node_ids())
         if len(nodes) < self.min_clients:
             raise TimeoutError(f"{len(nodes)} clients are connected, and a round needs {self.min_clients}")
         self.wanted = self.min_clients
+        unknown = [node for node in nodes if node not in self.partition_of and node not in self.asked]
         self.asked.update(unknown)  # once: who doesn't say it, such as a client without mods, stays unknown
         for i in range(0, len(unknown), ASK_AT_ONCE):
             # "train", since mods run for registered types only; without content, which the mod `named` answers
@@ -66,9 +61,7 @@ class PatientGrid:
 
     def alive(self, nodes: Iterable[int]) -> list[int]:
         """Return the nodes that have not died, as the launcher saw at once; Flower notices after a minute."""
-        told = history.clients(self.folder)
-        self.launched = told is not None
-        partition_of, self.lost = told or ({}, set())
+        partition_of, self.lost = history.clients(self.folder)
         self.partition_of.update(partition_of)
         return [node for node in nodes if self.partition_of.get(node) not in self.lost]
 

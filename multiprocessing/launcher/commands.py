@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 import sys
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -38,38 +39,22 @@ def answers(port: int) -> bool:
 
 def in_order(run: Any, port: int, client_ports: list[int]) -> dict[str, list[str]]:
     """Return all commands of a run, by name, as they are started: the SuperLink, the clients, the run."""
-    found = {"superlink": superlink(run, port), "superlink-superexec": superexec(run, None, port)}
-    for i, own_port in enumerate(client_ports):
-        found[f"client-{i}"] = supernode(run, i, port, own_port)
-        found[f"client-{i}-superexec"] = superexec(run, i, own_port)
-    if not run.settings.warm:  # each starts its own
-        found = {name: command for name, command in found.items() if not name.endswith("-superexec")}
-    return {**found, "run": flwr_run(run)}
+    clients = {f"client-{i}": supernode(run, i, port, own_port) for i, own_port in enumerate(client_ports)}
+    return {"superlink": superlink(run, port), **clients, "run": flwr_run(run)}
 
 
 def superlink(run: Any, port: int, host: str = HOST) -> list[str]:
-    """The server's side: it passes messages on, and starts server.py."""
+    """The server's side: it passes messages on, and starts server.py (by a process of its own, `flower-superexec`)."""
     simulation = ["--simulation"] if run.settings.engine == "simulation" else []
     address = ["--host", host, "--port", str(port), "--disable-runtime-dependency-installation"]
-    return ["flower-superlink", *run.extension.superlink_arguments(run), *address, *simulation, *isolation(run)]
+    return ["flower-superlink", *run.extension.superlink_arguments(run), *address, *simulation]
 
 
 def supernode(run: Any, partition_id: int, port: int, own_port: int, host: str = HOST) -> list[str]:
-    """A client's side: it asks the SuperLink for messages, and starts client.py for each."""
+    """A client's side: it asks the SuperLink for messages, and starts client.py for each, in the same way."""
     node = f"partition-id={partition_id} num-partitions={run.settings.clients}"
     address = ["--superlink", f"{host}:{port}", "--port", str(own_port), "--node-config", node]
-    return ["flower-supernode", *run.extension.supernode_arguments(run, partition_id), *address, *isolation(run)]
-
-
-def isolation(run: Any) -> list[str]:
-    """Let a SuperLink or SuperNode wait for the superexec that the launcher starts, in place of starting its own."""
-    return ["--isolation", "process"] if run.settings.warm else []
-
-
-def superexec(run: Any, partition_id: int | None, port: int) -> list[str]:
-    """What starts client.py, or, without a partition id, server.py, for the SuperNode or SuperLink at `port`."""
-    options = run.extension.superexec_arguments(run, partition_id)
-    return ["flower-superexec", *options, "--runtime-api-address", f"{HOST}:{port}"]
+    return ["flower-supernode", *run.extension.supernode_arguments(run, partition_id), *address]
 
 
 def at_once(settings: Settings) -> int:
@@ -103,13 +88,14 @@ def files(run: Any, port: int) -> dict[Path, dict[str, Any]]:
     }
 
 
-def environment(settings: Settings, run_dir: Path, temporary: Path) -> dict[str, str]:
-    """What all processes of a run find in their environment."""
+def set_environment(settings: Settings, run_dir: Path, temporary: Path) -> MutableMapping[str, str]:
+    """Set what all processes of a run find in their environment, and return it."""
     scripts = Path(sys.executable).parent  # Flower starts its parts by bare name
     no_proxy = ",".join(filter(None, [os.environ.get("NO_PROXY"), os.environ.get("no_proxy"), "localhost", HOST]))
     poll = max(0.25, settings.clients / LOOKS if settings.engine == "deployment" else 0)
-    return {
-        **{key: value for key, value in os.environ.items() if key not in STRANGE},
+    for name in STRANGE & os.environ.keys():
+        del os.environ[name]
+    os.environ |= {
         "PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         history.RUN_FOLDER: str(run_dir),
         "FLWR_HOME": str(run_dir / "flwr-home"),
@@ -122,11 +108,9 @@ def environment(settings: Settings, run_dir: Path, temporary: Path) -> dict[str,
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        # One thread a client: several processes with a thread for each core slow one another down four times, and a
-        # sum taken by another number of threads is not the same to the last bit.
-        **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
         **dict.fromkeys(("NO_PROXY", "no_proxy"), no_proxy),
         "PYTHONIOENCODING": "utf-8",  # Flower draws lines that other encodings lack
         "PYTHONUNBUFFERED": "1",
-        "PYTHONSAFEPATH": "",  # the starter's modules are beside it
+        "PYTHONSAFEPATH": "",  # a script's modules are beside it
     }
+    return os.environ

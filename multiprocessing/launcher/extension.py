@@ -32,11 +32,6 @@ def supernode_arguments(run: Any, partition_id: int) -> list[str]:
     return ["--insecure"]
 
 
-def superexec_arguments(run: Any, partition_id: int | None) -> list[str]:
-    """For the superexec of a SuperNode or, where the id is None, of the SuperLink."""
-    return ["--insecure"]
-
-
 def connection(run: Any) -> dict[str, Any]:
     """Tell `flwr` how to trust the SuperLink: keys of its block in config.toml."""
     return {"insecure": True}

@@ -1,27 +1,30 @@
-"""Prints what a run shows while it is under way: a line for each round and, on a terminal, a bar below them."""
+"""Prints what a run shows while it is under way: a line for each round and, on a terminal, how far the next one is."""
 
-import contextlib
 import os
+import shutil
 import sys
-from collections.abc import Callable, Iterator
+import time
 from pathlib import Path
 from typing import Any
 
-from launcher.device import idle_gpu
 from rounds import history
 
 STAND_IN = "synthetic (a stand-in of drawn shapes, NOT CIFAR-10)"
-# What the bar calls a phase, and the part of the round that is over when it begins.
-PHASES = {"train": ("training", 0.0), "evaluate": ("evaluating", 0.5), "server": ("server evaluates", 1.0)}
+PHASES = {"train": "training", "evaluate": "evaluating", "server": "server evaluates"}
 
 
-def say(text: str, error: bool = False) -> None:
+def say(text: str, error: bool = False, end: str = "\n") -> None:
     """Print a line. A terminal or a pipe that has gone must not end a run, so nobody hears of it."""
     stream = sys.stderr if error else sys.stdout
     try:
-        print(text, file=stream, flush=True)
+        print(f"\x1b[K{text}" if is_terminal(stream) else text, file=stream, end=end, flush=True)
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def is_terminal(stream: Any) -> bool:
+    """Whether a line can be cleared there (by the code ESC [ K)."""
+    return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
 # --- The table -------------------------------------------------------------------------------------------------------
@@ -59,11 +62,12 @@ def row(entry: dict[str, Any]) -> str:
 class Printer:
     """Prints a line for each round that comes into the history, and, once each, why a client failed."""
 
-    def __init__(self, run_dir: Path) -> None:
-        self.run_dir = run_dir
+    def __init__(self, run_dir: Path, num_rounds: int) -> None:
+        self.run_dir, self.num_rounds, self.began = run_dir, num_rounds, time.monotonic()
         self.device: str | None = None  # what was printed: the device, so many rounds, and reasons
         self.printed = 0
         self.reasons: set[str] = set()
+        self.progress = ""
         self.written = 0, 0  # the history that was read: which file, and when it was written
 
     def show(self) -> None:
@@ -79,8 +83,6 @@ class Printer:
         if not self.device and (found := record.get("device")):
             self.device = found
             say(f"{NOTE if printed else ''}Device: {found}")
-            if warning := idle_gpu(found, record.get("config", {})):
-                say(f"WARNING: {warning}", error=True)
         if rounds and not printed:
             say(HEADER)
         for entry in rounds[printed:]:
@@ -92,30 +94,14 @@ class Printer:
                     say(f"{NOTE}client {failure['partition-id']}: {failure['reason']}")
                 self.reasons.add(failure["reason"])
 
-
-@contextlib.contextmanager
-def bar(run_dir: Path, num_rounds: int, wanted: bool = True) -> Iterator[Callable[[], None]]:
-    """Yield a function that shows where the run is; it does nothing but on a terminal.
-
-    What is printed in the meantime comes above the bar, which is gone in the end. NO_COLOR is honoured.
-    """
-    if not (wanted and sys.stdout and sys.stdout.isatty()) or os.environ.get("TERM", "dumb") == "dumb":
-        yield lambda: None
-        return
-    from rich import progress  # not before the clients are starting: it takes a moment
-
-    columns = (progress.TextColumn("{task.description}"), progress.BarColumn(20), progress.TimeElapsedColumn())
-    left = (progress.TextColumn("left:"), progress.TimeRemainingColumn())
-    often = {"refresh_per_second": 4, "speed_estimate_period": 3600}  # a round may take minutes
-    with progress.Progress(*columns, *left, transient=True, redirect_stderr=sys.stderr.isatty(), **often) as shown:
-        task = shown.add_task("waiting for clients", total=None)
-
-        def show() -> None:
-            if found := history.progress(run_dir):
+    def show_progress(self) -> None:
+        """On a terminal, say how far the round is, in a line that the next one takes the place of."""
+        if is_terminal(sys.stdout):
+            text = "waiting for clients"
+            if found := history.progress(self.run_dir):
                 number, phase, replies, messages = found
-                doing, over = PHASES[phase]
-                over += replies / max(messages, 1) / 2  # a strategy may ask nobody
-                said = f"round {number} of {num_rounds}, {doing} {replies}/{messages}"
-                shown.update(task, description=said, total=num_rounds, completed=number - 1 + over)
-
-        yield show
+                text = f"round {number} of {self.num_rounds}, {PHASES[phase]} {replies}/{messages}"
+            text = f"{text}, {time.monotonic() - self.began:.0f} s"[: shutil.get_terminal_size().columns - 1]
+            if text != self.progress:
+                say(text, end="\r")
+            self.progress = text

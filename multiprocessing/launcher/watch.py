@@ -6,12 +6,11 @@ import re
 import time
 from typing import Any
 
-from launcher import commands, screen
+from launcher import commands
 from launcher.processes import Failed
-from launcher.screen import say
+from launcher.screen import Printer, say
 from rounds import history
 
-POLL = 0.1
 SLEPT = 20.0  # seconds between two looks from which on the machine must have slept
 OUTCOME_TIMEOUT = 60.0  # seconds for the SuperLink to tell how the run ended
 
@@ -19,22 +18,20 @@ OUTCOME_TIMEOUT = 60.0  # seconds for the SuperLink to tell how the run ended
 def watch(run: Any) -> None:
     """Print a line for each round until `flwr run` has ended. Raises Failed where the run has not completed."""
     processes, clients = run.processes, Clients(run)
-    printer = screen.Printer(run.run_dir)
-    with screen.bar(run.run_dir, run.settings.rounds, wanted=not run.settings.verbose) as show_bar:
-        while True:
-            status = processes.status("run")
-            if ended := sorted(run.needed & processes.statuses.keys()):
-                raise Failed(f"{ended[0]} ended with status {processes.statuses[ended[0]]}", ended[0])
-            if status is not None:
-                break
-            looked = time.time()
-            time.sleep(POLL)
-            if (slept := time.time() - looked) > SLEPT:
-                say(f"The machine was asleep for {slept:.0f} s; after a minute, Flower gives a run up.", error=True)
-            printer.show()
-            show_bar()
-            clients.look()
+    printer = Printer(run.run_dir, run.settings.rounds)
+    status = None
+    while status is None:
+        looked = time.time()
+        processes.pause(0.1)
+        if (slept := time.time() - looked) > SLEPT:
+            say(f"The machine was asleep for {slept:.0f} s; after a minute, Flower gives a run up.", error=True)
+        status = processes.status("run")
+        if ended := sorted(run.needed & processes.statuses.keys()):
+            raise Failed(f"{ended[0]} ended with status {processes.statuses[ended[0]]}", ended[0])
         printer.show()
+        if not run.settings.verbose:
+            printer.show_progress()
+        clients.look()
     if status != 0:
         raise Failed(f"`flwr run` ended with status {status}", "run")
     processes.start("outcome", commands.outcome())

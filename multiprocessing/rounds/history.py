@@ -92,10 +92,10 @@ def tell_clients(folder: Path, partition_of: dict[int, int], lost: set[int]) -> 
     write_whole(folder / "clients.json", json.dumps(told).encode())
 
 
-def clients(folder: Path) -> tuple[dict[int, int], set[int]] | None:
-    """Return what `tell_clients` wrote; None where nobody tells, as in a simulation."""
+def clients(folder: Path) -> tuple[dict[int, int], set[int]]:
+    """Return what `tell_clients` wrote: nothing, where nobody tells, as in a simulation."""
     try:
         told = json.loads((folder / "clients.json").read_text())
     except (OSError, ValueError):
-        return None
+        return {}, set()
     return {int(node): partition for node, partition in told["partition-of"].items()}, set(told["lost"])
