@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import sys
-import time
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -89,8 +88,8 @@ def ready_file(run: Any) -> Path:
 
 def wait_for_nodes(run: Any) -> None:
     """Wait until all nodes are ready. Raises Failed, with the node and the reason, where one can't be used."""
-    while (status := run.processes.status("nodes")) is None and not ready_file(run).exists():
-        time.sleep(0.1)
+    while (status := run.processes.statuses.get("nodes")) is None and not ready_file(run).exists():
+        run.processes.pause(0.1)
     if not ready_file(run).exists():
         raise Failed(f"what makes the nodes of the cluster ready ended with status {status}", "nodes")
     if error := json.loads(ready_file(run).read_text()).get("error"):
@@ -107,9 +106,9 @@ def after_superlink(run: Any) -> None:
     import work  # NumPy, which a dry run need not have
 
     while not os.path.exists(sockets[-1]):  # it is still importing
-        if (status := run.processes.status("fork-server")) is not None:
+        if (status := run.processes.statuses.get("fork-server")) is not None:
             raise Failed(f"the fork server ended with status {status}", "fork-server")
-        time.sleep(0.1)
+        run.processes.pause(0.1)
     for i in range(len(sockets)):
         try:
             limits = {"timeout": config["child-timeout"], "environment": run.environment}

@@ -20,6 +20,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.option.loadscopereorder = False  # pytest-xdist would test the files with most tests first
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """How many files to test at a time, also on two cores: a run waits for much of its time, a long one for most."""
+    return 5 if config.getoption("--slow") else 3
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Let the files that run examples come first: they take longest, and no core is to be idle at the end."""
     items.sort(key=lambda item: not hasattr(item.module, "copy_example"))

@@ -150,16 +150,16 @@ def test_warm_compares_turn_by_turn_and_says_what_failed(
 
 @pytest.mark.slow
 def test_warm_measures_all_processes(tmp_path: Path, data_dir: Path) -> None:
-    benchmark("warm", "--clients", 3, "--repeats", 1, "--out", tmp_path, data_dir=data_dir)
+    benchmark("warm", "--clients", 1, "--repeats", 1, "--out", tmp_path, data_dir=data_dir)
     page = (tmp_path / "warm.md").read_text()
     cold, warm, simulation = (
-        next(line.split(" | ") for line in page.splitlines() if f"`basic 3 3 3 3` | {way} |" in line)
+        next(line.split(" | ") for line in page.splitlines() if f"`basic 1 1 1 2` | {way} |" in line)
         for way in ("cold", "warm", "simulation")
     )
     assert [row[-1] for row in (cold, warm, simulation)] == ["yes |"] * 3, page
     assert int(cold[5]) > int(warm[5]) > 300, page  # MiB
-    assert int(cold[6]) > 4 * 2, page  # the SuperLink and three SuperNodes, each with a superexec
-    assert int(warm[6]) > 4 * 2, page
+    assert int(cold[6]) > 2 * 2, page  # the SuperLink and a SuperNode, each with a superexec
+    assert int(warm[6]) > 2 * 2, page
     assert int(simulation[6]) > 6, page  # Ray
 
 

@@ -119,8 +119,9 @@ def test_the_launcher_s_other_half_is_killed(engine: str, basic: Path, data_dir:
         os.kill(pid, signal.SIGKILL)
         assert run.wait(15) == 1
         assert run.nothing_left()
-    assert "error: the launcher was killed" in run.stderr
-    assert (run.history["status"], run.history["reason"]) == ("stopped", "the launcher was killed")
+    reason = "the launcher's working process was killed by SIGKILL"
+    assert f"error: {reason}" in run.stderr
+    assert (run.history["status"], run.history["reason"]) == ("failed", reason)
 
 
 @pytest.mark.slow  # the quick part has a run that is killed so, and resumed
@@ -184,6 +185,18 @@ def test_a_signal_before_anything_is_started(basic: Path, data_dir: Path) -> Non
             assert run.nothing_left(), delay
             if (folder / "history.json").exists():
                 assert run.history["status"] == "stopped", delay
+
+
+def test_a_signal_as_the_leader_is_forked(basic: Path, data_dir: Path) -> None:
+    """It waits until somebody can do what it asks for."""
+    edit(
+        basic / "launcher/guard.py", ("    run.open()\n", "    run.open()\n    os.kill(os.getpid(), signal.SIGTERM)\n")
+    )
+    with Launch(basic, data_dir=data_dir, TMPDIR=str(basic.parent)) as run:
+        assert run.wait(30) == 143, run.stderr
+    assert run.stderr == "\nSIGTERM: stopping\n"
+    assert (run.history["status"], run.history["reason"]) == ("stopped", "SIGTERM")
+    assert run.nothing_left()
 
 
 def test_a_signal_when_the_run_is_over(basic: Path, data_dir: Path) -> None:

@@ -293,7 +293,7 @@ def tried(
         return "NVIDIA Pretence"
 
     monkeypatch.setattr(launch, "run_isolated", run_isolated)
-    run.processes = SimpleNamespace(status=lambda name: status)
+    run.processes = SimpleNamespace(statuses={} if status is None else {"fork-server": status}, pause=time.sleep)
     if status is None:
         for socket in run.environment[launch.FORK_SERVER].split(":"):
             Path(socket).touch()

@@ -17,14 +17,18 @@ GUARD = (
     ("result = run.start(", "result = strategy.start("),
     ('run.folder / "model.pt"', '"model.pt"'),
 )
-HOW = 'print("started as", *sys.orig_argv)\n'
+HOW = 'print("started as", *sys.orig_argv)\natexit.register(print, "ended as Python ends")\n'
 
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Launch:
     """A run without guard and mods, and whose SuperNodes sleep in another way than `launcher/warm.py` knows."""
     folder = copy_example("basic", tmp_path_factory.mktemp("bare") / "basic")
-    edit(folder / "client.py", *MODS, ("\nimport cifar_utils\n", f"\nimport sys\n\nimport cifar_utils\n\n{HOW}"))
+    edit(
+        folder / "client.py",
+        *MODS,
+        ("\nimport cifar_utils\n", f"\nimport atexit\nimport sys\n\nimport cifar_utils\n\n{HOW}"),
+    )
     edit(folder / "server.py", *GUARD)
     edit(folder / "launcher" / "warm.py", ('"time.sleep(3)"', '"sleep(9)"'))
     run = finished(folder, 2, 2, 2, 1, data_dir=data_dir)
@@ -44,12 +48,13 @@ def test_without_guard_and_mods(bare: Launch) -> None:
 
 def test_apps_are_forked_though_supernodes_sleep_in_another_way(bare: Launch) -> None:
     """Which the run says once; what `warm.py` knows of Flower is in test_seams.py."""
-    assert bare.stderr.count("WARNING: this version of Flower waits in another way: rounds take longer") == 1
+    assert bare.stderr.count("WARNING: this version of Flower waits for messages in another way") == 1
     for client in (0, 1):
         log = bare.log(f"client-{client}").splitlines()
         started = [line for line in log if line.startswith("started as")]
         assert len(started) >= 2  # once to train, once to evaluate
         assert all("launcher/__main__.py" in line for line in started)
+        assert log.count("ended as Python ends") == len(started)
 
 
 def test_with_the_guard_and_without_mods(tmp_path: Path, data_dir: Path) -> None:

@@ -133,7 +133,7 @@ def run_surrounded(engine: str, folder: Path, data_dir: Path) -> SimpleNamespace
         **{"PYTHONIOENCODING": "ascii", "TMPDIR": str(long if engine == "simulation" else short)},
     }
     words = (3, 3, 3, 1, "clients=7", "opt.lr=0.2", "a key=3")
-    ignoring = ("bash", "-c", "trap '' INT HUP; exec \"$@\"", "-")
+    ignoring = ("bash", "-c", "trap '' INT HUP CHLD USR1; exec \"$@\"", "-")
     through = (*ON_ONE_CORE, *ignoring) if engine == "simulation" else ignoring
     options = {"data_dir": data_dir, "through": through, "ENGINE": engine, "DATASET": "", **variables}
     with Launch(example, *words, **options) as run:

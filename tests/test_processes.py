@@ -34,17 +34,19 @@ started.start("good", ["sh", "-c", "pwd; echo error >&2"])
 started.start("bad", ["sh", "-c", "exit 3"])
 started.start("killed", ["sh", "-c", "kill -9 $$"])
 started.start("none", ["no-such-command"])
-assert [started.wait(name, 20) for name in ("good", "bad", "killed", "none")] == [0, 3, -9, 127]
+started.start("odd", ["echo", "\\0"])
+assert [started.wait(name, 20) for name in ("good", "bad", "killed", "none", "odd")] == [0, 3, -9, 127, 127]
 """
     logs = lead(code, tmp_path)
-    assert (logs / "good.log").read_text() == f"{tmp_path}\nerror\n"
-    assert (logs / "none.log").read_text() == "no-such-command: No such file or directory\n"
+    assert (logs / "good.log").read_text() == f"{BASIC}\nerror\n"
+    assert (logs / "odd.log").read_text() == "echo: embedded null byte\n"
+    assert (logs / "none.log").read_text() == "no-such-command: [Errno 2] No such file or directory\n"
 
 
 def test_waiting_has_an_end(tmp_path: Path) -> None:
     code = """
 started.start("long", ["sleep", "60"])
-assert started.status("long") is None
+assert "long" not in started.statuses
 try:
     started.wait("long", 0.3)
 except Failed as error:
@@ -78,5 +80,16 @@ names = [f"{i}" for i in range(500)]
 for name in names:
     started.start(name, ["true"], quiet=False)
 assert [started.wait(name, 60) for name in names] == [0] * 500
+"""
+    lead(code, tmp_path)
+
+
+def test_a_name_that_is_no_text_hides_nobody(tmp_path: Path) -> None:
+    """Linux cuts a process's name at 15 bytes, which may be in the middle of a character."""
+    (tmp_path / ("\u00e4" * 8)).symlink_to("/bin/sleep")
+    code = """
+started.start("odd", [str(folder / ("\u00e4" * 8)), "60"])
+session.end(os.getpid())
+assert started.statuses == {"odd": -15}
 """
     lead(code, tmp_path)

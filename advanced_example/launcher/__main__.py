@@ -22,10 +22,13 @@ def main(words: list[str]) -> int:
     sys.stdout = sys.__stdout__ = sys.stdout or os.fdopen(1, "w")
     sys.stderr = sys.__stderr__ = sys.stderr or os.fdopen(2, "w")
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # what a terminal can't show must not end a run
-    # One thread a process: several with a thread for each core slow one another down four times, a sum taken by another
-    # number of threads is not the same to the last bit, and a process with threads can't fork.
+        stream.reconfigure(
+            errors="backslashreplace", line_buffering=True
+        )  # what a terminal can't show must not end a run
+    # One thread a process: with one for each core, processes slow one another down four times; the last bits of a sum
+    # depend on the number of threads; and a process with threads can't fork.
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    os.environ |= {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
     heed(stop)
     try:
         settings = arguments.parse(words, FOLDER)

@@ -14,6 +14,7 @@ from typing import Any
 import cifar_data
 from launcher.arguments import Settings
 from launcher.checks import cores
+from launcher.warm import POLL
 from rounds import history
 
 HOST = "127.0.0.1"
@@ -74,11 +75,6 @@ def flwr_run(run: Any) -> list[str]:
     return command
 
 
-def outcome() -> list[str]:
-    """Tells how the run ended; `flwr run` itself exits with 0 whatever happened."""
-    return ["flwr", "ls", "local", "--format", "json"]
-
-
 def files(run: Any, port: int) -> dict[Path, dict[str, Any]]:
     """What Flower reads, as tables for TOML: the run config, and where the SuperLink is."""
     local = {"address": f"{HOST}:{port}", **run.extension.connection(run)}
@@ -102,10 +98,8 @@ def set_environment(settings: Settings, run_dir: Path, temporary: Path) -> Mutab
         "DATA_DIR": str(cifar_data.data_dir()),
         "DATASET": settings.dataset,
         "RAY_TMPDIR": str(temporary),  # Ray's sockets need a short path
-        "FLOWER_EXAMPLE_POLL": str(poll),
+        POLL: str(poll),
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": str(min(poll, 60)),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         **dict.fromkeys(("NO_PROXY", "no_proxy"), no_proxy),

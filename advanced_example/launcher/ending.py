@@ -27,9 +27,31 @@ def summary(record: history.History, folder: Path) -> str:
     )
 
 
+def close(run: Any, outcome: history.History) -> None:
+    """Write down how the run ended."""
+    drop_part_of_model(run.run_dir / "model.pt")
+    with contextlib.suppress(OSError, ValueError):  # the server has written the rounds into it
+        run.history = history.load(run.run_dir)
+    run.history = {**run.history, **outcome}
+    try:
+        history.save(run.run_dir, run.history)
+    except OSError as error:
+        say(f"WARNING: history.json could not be written: {error}", error=True)
+
+
+def close_after_kill(run: Any, reason: str) -> int:
+    """Return the exit status of a run whose leader was killed: 0 if it had completed by then."""
+    with contextlib.suppress(OSError, ValueError):
+        if (status := history.load(run.run_dir)["status"]) != "running":
+            return int(status != "completed")
+    close(run, {"status": "failed", "reason": reason})
+    say(f"error: {reason}", error=True)
+    return 1
+
+
 def drop_part_of_model(model: Path) -> None:
     """Remove a model.pt that was cut off, by a signal or a full disk. That makes room for the history, too."""
-    with contextlib.suppress(FileNotFoundError), model.open("rb") as file:
+    with contextlib.suppress(OSError), model.open("rb") as file:
         if file.read(4) in (b"", b"PK\3\4") and not zipfile.is_zipfile(model):
             model.unlink()
             say("WARNING: model.pt was cut off, as by a full disk, and is removed", error=True)

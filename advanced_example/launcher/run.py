@@ -1,6 +1,5 @@
 """Runs an example once: makes the data ready, starts server and clients, watches them, and says how it ended."""
 
-import contextlib
 import os
 import shlex
 import shutil
@@ -14,13 +13,13 @@ import cifar_data
 from launcher import commands, ending, session
 from launcher.arguments import Settings
 from launcher.extension import Extension
-from launcher.guard import KILLED
-from launcher.processes import GUARD_DIED, Failed, Processes, Stopped, heed, ignore
+from launcher.processes import GUARD_DIED, SIGNALS, Failed, Processes, Stopped, heed, ignore
 from launcher.screen import STAND_IN, say
 from launcher.warm import Warm
 from launcher.watch import watch
 from rounds import history
 
+KILLED = "the launcher was killed"
 START_TIMEOUT = 60.0  # seconds for the SuperLink to answer
 
 
@@ -50,6 +49,7 @@ class Run:
         outcome, code, failure = {"status": "completed"}, 0, None
         try:
             try:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
                 self.environment = commands.set_environment(self.settings, self.run_dir, self.temporary)
                 self.processes = Warm(self.run_dir, self.temporary) if self.settings.warm else Processes(self.run_dir)
                 self.prepare()
@@ -58,9 +58,10 @@ class Run:
             finally:
                 heed(ignore)  # what follows takes seconds, and must be whole
         except Stopped as stopped:
-            code, name = 128 + stopped.args[0], signal.Signals(stopped.args[0]).name
-            outcome = {"status": "stopped", "reason": KILLED if name == GUARD_DIED.name else name}
-            say(f"\n{outcome['reason']}: stopping", error=True)
+            number = stopped.args[0]
+            code, reason = 128 + number, KILLED if number == GUARD_DIED else signal.Signals(number).name
+            outcome = {"status": "stopped", "reason": reason}
+            say(f"\n{reason}: stopping", error=True)
         except (Exception, SystemExit) as error:
             code, failure = 1, error
             outcome = {"status": "failed", "reason": str(error) or type(error).__name__}
@@ -68,24 +69,13 @@ class Run:
                 outcome["log"] = error.log
         session.end(os.getpid())
         shutil.rmtree(self.temporary, ignore_errors=True)
-        ending.drop_part_of_model(self.run_dir / "model.pt")
-        self.close({**outcome, "seconds": round(time.monotonic() - began, 1)})
+        ending.close(self, {**outcome, "seconds": round(time.monotonic() - began, 1)})
         if failure:
             ending.explain(self, failure)
         elif code == 0:
             say(ending.summary(self.history, self.run_dir))
         ending.report(self)
         return code
-
-    def close(self, outcome: history.History) -> None:
-        """Write down how the run ended."""
-        with contextlib.suppress(OSError, ValueError):  # the server has written the rounds into it
-            self.history = history.load(self.run_dir)
-        self.history = {**self.history, **outcome}
-        try:
-            history.save(self.run_dir, self.history)
-        except OSError as error:
-            say(f"WARNING: history.json could not be written: {error}", error=True)
 
     # --- The steps ---------------------------------------------------------------------------------------------------
 
@@ -136,7 +126,7 @@ class Run:
             self.processes.load("apps")
         deadline = time.monotonic() + START_TIMEOUT
         while not commands.answers(port):
-            if (status := self.processes.status("superlink")) is not None:
+            if (status := self.processes.statuses.get("superlink")) is not None:
                 raise Failed(f"the SuperLink ended with status {status} before it answered", "superlink")
             if time.monotonic() > deadline:
                 raise Failed(f"the SuperLink did not answer within {START_TIMEOUT:.0f} s", "superlink")

@@ -1,7 +1,8 @@
 """Lists the functions with which an example can add to a run. It defines those it needs in a module of its own.
 
 `[tool.launcher] extension = "launch"` in pyproject.toml names that module. What it lacks is done as here. `run` is the
-Run of run.py: its `command` starts a process, `needed` holds the names of those that must live to the end.
+Run of run.py: its `command` starts a process, `needed` holds the names of those that must live to the end. A run's
+processes are forked from the one that calls these functions: leave no thread in it, and no GPU in use.
 """
 
 import importlib

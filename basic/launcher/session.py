@@ -15,7 +15,7 @@ PATIENCE = 4.0  # seconds from SIGTERM to SIGKILL
 def members(sessions: set[int]) -> set[int]:
     """Return the ids of the living processes in some sessions, and of all that these have started; not this one."""
     relations = list(processes())
-    found = {pid for pid, _, session in relations if session in sessions}
+    found = {pid for pid, parent, session in relations if session in sessions or parent == os.getpid()}
     while more := {pid for pid, parent, _ in relations if parent in found} - found:  # in sessions of their own
         found |= more
     return found - {os.getpid()}
@@ -26,8 +26,8 @@ def processes() -> Iterator[tuple[int, int, int]]:
     if sys.platform == "linux":  # where `ps` need not be installed
         for name in filter(str.isdigit, os.listdir("/proc")):
             with contextlib.suppress(OSError):  # gone by now
-                state, parent, _, session, *_ = Path("/proc", name, "stat").read_text().rpartition(")")[2].split()
-                if state not in "ZX":
+                state, parent, _, session, *_ = Path("/proc", name, "stat").read_bytes().rpartition(b")")[2].split()
+                if state not in b"ZX":
                     yield int(name), int(parent), int(session)
         return
     listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,stat="], capture_output=True, text=True).stdout

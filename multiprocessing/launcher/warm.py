@@ -1,12 +1,13 @@
 """Imports Flower and PyTorch once: a process then costs a fork, not an import. WARM=0 does without.
 
-Flower's processes are forked from this one, and call the function that their command stands for. So are those that they
-start in turn by a bare name, flower-superexec and, for each message, flwr-clientapp: a script of that name, first on
-their PATH, asks for them here. One part of Flower is replaced, here and nowhere else: a SuperNode that waits looks
-again after POLL seconds, in place of 3 or 0.5. Where another version of Flower has moved it, the run goes on without.
-Nothing here touches a GPU.
+Flower's processes are forked from the leader (see guard.py), and call the function that their command stands for. So
+are those that they start in turn by a bare name, flower-superexec and, for each message, flwr-clientapp: a script of
+that name, first on their PATH, asks for them here. One part of Flower is replaced, here and nowhere else: a SuperNode
+that waits looks again after POLL seconds, in place of 3 or 0.5. Where another version of Flower has moved it, the run
+goes on without. Nothing here touches a GPU.
 """
 
+import atexit
 import contextlib
 import ctypes
 import gc
@@ -16,6 +17,7 @@ import inspect
 import os
 import select
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -23,10 +25,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from launcher.processes import Processes
+from launcher.processes import FOLDER, Processes, prctl
 from launcher.screen import say
 
-FOLDER = Path(__file__).resolve().parents[1]
 POLL = "FLOWER_EXAMPLE_POLL"  # the environment variable with a SuperNode's seconds between two looks for a message
 MODULES = {
     "flower": (
@@ -39,7 +40,7 @@ SUPEREXEC = "flower-superexec"
 SUPERNODE = "flwr.supernode.start_client_internal"
 COMMANDS = {e.name: e for e in importlib.metadata.distribution("flwr").entry_points if e.group == "console_scripts"}
 PR_SET_NAME = 15
-# Stands in for a command: writes down the process that calls it, its output, the command, and its arguments.
+# Stands in for a command: writes to the pipe `asked` who calls it, where its output goes, its name and its arguments.
 SCRIPT = """#!/bin/sh
 IFS=$(printf '\\037')
 printf '%s\\n' "$PPID$IFS$(readlink /proc/$$/fd/1)$IFS${0##*/}$IFS$*" > "${0%/*}/asked"
@@ -47,35 +48,36 @@ printf '%s\\n' "$PPID$IFS$(readlink /proc/$$/fd/1)$IFS${0##*/}$IFS$*" > "${0%/*}
 
 
 class Warm(Processes):
-    """Forks in place of starting a fresh Python, also what the forked ask for."""
+    """Forks Flower's processes, and those that they ask for, in place of starting a fresh Python for each."""
 
     def __init__(self, run_dir: Path, temporary: Path) -> None:
         super().__init__(run_dir)
         self.scripts = temporary / "commands"
         self.scripts.mkdir()
         os.mkfifo(self.scripts / "asked")
-        self.asked = os.open(self.scripts / "asked", os.O_RDWR | os.O_CLOEXEC)  # to write, too, or it would end at once
+        self.asked = os.open(self.scripts / "asked", os.O_RDWR | os.O_CLOEXEC)  # for writing, too: else it ends at once
         for name in COMMANDS:
             if name.startswith("flwr-") or name == SUPEREXEC:
                 (self.scripts / name).write_text(SCRIPT)
                 (self.scripts / name).chmod(0o700)
 
     def load(self, kind: str) -> None:
-        """Import modules; one that is not installed, as PyTorch may be in a copy, is its processes' own matter."""
+        """Import modules. One that isn't installed, as PyTorch may be, is left to the process that needs it."""
         for name in MODULES[kind]:
             with contextlib.suppress(ModuleNotFoundError):
                 importlib.import_module(name)
         gc.freeze()  # a collection in a child would copy every page that it touches
         if kind == "flower" and not replace_sleep():
-            say("WARNING: this version of Flower waits in another way: rounds take longer", error=True)
+            say("WARNING: this version of Flower waits for messages in another way: rounds take longer", error=True)
 
     def pause(self, seconds: float) -> None:
-        """Let time pass, or start what is asked for; who has asked and ended in the meantime needs nothing."""
+        """Wait, or start what is asked for; a caller that has ended by then gets nothing."""
         if select.select([self.asked], [], [], seconds)[0]:
-            for line in os.read(self.asked, 2**16).decode().rstrip("\n").split("\n"):
+            for line in os.fsdecode(os.read(self.asked, 2**16)).rstrip("\n").split("\n"):
                 caller, log, *command = line.split("\037")
                 if name := self.started.get(int(caller)):
                     self.fork(f"{name}-superexec" if command[0] == SUPEREXEC else "", command, log)
+        super().pause(0)
 
     def become(self, command: Sequence[str]) -> None:
         """Call what one of Flower's commands would call in a fresh interpreter; execute any other command."""
@@ -100,14 +102,16 @@ class Warm(Processes):
         except BaseException:
             traceback.print_exc()
         finally:
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(Exception):
+                threading._shutdown()  # as Python ends: waits for threads, then calls what is to be called at exit
+                atexit._run_exitfuncs()
                 sys.stdout.flush()
                 sys.stderr.flush()
             os._exit(status if isinstance(status, int) else int(status is not None))
 
 
 def forget_own_modules() -> None:
-    """Forget what the launcher has imported of this folder: what the app imports by these names is in its bundle."""
+    """Forget what the launcher has imported of this folder: the app's own copies are in its bundle."""
     for name, module in list(sys.modules.items()):
         if (getattr(module, "__file__", None) or "").startswith(f"{FOLDER}/{name.partition('.')[0]}"):
             del sys.modules[name]
@@ -123,12 +127,12 @@ def reseed() -> None:
 
 def show(command: Sequence[str]) -> None:
     """Let `ps` and `top` show a process's command (Linux): it is written over the arguments and variables in memory."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        os.environ.update(dict(os.environ))  # which puts the variables elsewhere
+    with contextlib.suppress(OSError, ValueError):
+        os.environ.update(dict(os.environ))  # copies the variables out of there
         numbers = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         start, end = int(numbers[45]), int(numbers[48])
         ctypes.memmove(start, " ".join(command).encode()[: end - start - 1].ljust(end - start, b"\0"), end - start)
-        ctypes.CDLL(None).prctl(PR_SET_NAME, command[0].removeprefix("flower-").encode())
+        prctl(PR_SET_NAME, command[0].removeprefix("flower-").encode())
 
 
 def replace_sleep() -> bool:
@@ -136,7 +140,7 @@ def replace_sleep() -> bool:
     try:
         module = importlib.import_module(SUPERNODE)
         known = "time.sleep(3)" in inspect.getsource(module.start_client_internal)
-    except (ImportError, AttributeError):
+    except (ImportError, AttributeError, OSError):
         return False
     if known:
         module.time = SimpleNamespace(**{**vars(time), "sleep": sleep})

@@ -6,7 +6,6 @@ import re
 import time
 from typing import Any
 
-from launcher import commands
 from launcher.processes import Failed
 from launcher.screen import Printer, say
 from rounds import history
@@ -25,7 +24,7 @@ def watch(run: Any) -> None:
         processes.pause(0.1)
         if (slept := time.time() - looked) > SLEPT:
             say(f"The machine was asleep for {slept:.0f} s; after a minute, Flower gives a run up.", error=True)
-        status = processes.status("run")
+        status = processes.statuses.get("run")
         if ended := sorted(run.needed & processes.statuses.keys()):
             raise Failed(f"{ended[0]} ended with status {processes.statuses[ended[0]]}", ended[0])
         printer.show()
@@ -34,7 +33,9 @@ def watch(run: Any) -> None:
         clients.look()
     if status != 0:
         raise Failed(f"`flwr run` ended with status {status}", "run")
-    processes.start("outcome", commands.outcome())
+    processes.start(
+        "outcome", ["flwr", "ls", "local", "--format", "json"]
+    )  # `flwr run` exits with 0, whatever happened
     processes.wait("outcome", OUTCOME_TIMEOUT)
     said = processes.log("outcome").read_text(errors="replace")
     try:
