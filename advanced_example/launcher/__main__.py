@@ -1,4 +1,4 @@
-"""./run.sh comes here: checks what is asked for, finds an environment that has the packages, then runs."""
+"""Where ./run.sh comes in: checks the arguments, finds an environment with the packages, then runs."""
 
 import os
 import signal
@@ -22,9 +22,7 @@ def main(words: list[str]) -> int:
     sys.stdout = sys.__stdout__ = sys.stdout or os.fdopen(1, "w")
     sys.stderr = sys.__stderr__ = sys.stderr or os.fdopen(2, "w")
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(
-            errors="backslashreplace", line_buffering=True
-        )  # what a terminal can't show must not end a run
+        stream.reconfigure(errors="backslashreplace", line_buffering=True)  # a terminal may lack a character
     # One thread a process: with one for each core, processes slow one another down four times; the last bits of a sum
     # depend on the number of threads; and a process with threads can't fork.
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")

@@ -37,7 +37,7 @@ class Run:
         for path, table in commands.files(self, port).items():
             say(f"# {path}\n{tomli_w.dumps(table)}")
         if self.settings.dataset in cifar_data.DATASETS:
-            say(f"# Where the data is not ready in {cifar_data.data_dir()}:\n+ {shlex.join(self.data_command())}")
+            say(f"# If the data is not ready in {cifar_data.data_dir()}:\n+ {shlex.join(self.data_command())}")
         for command in commands.in_order(self, port, client_ports).values():
             say(f"+ {shlex.join(command)}")
         self.extension.dry_run(self)
@@ -101,7 +101,7 @@ class Run:
             if not data:
                 self.command("data", self.data_command(), quiet=False)
                 if self.processes.wait("data") != 0:
-                    raise Failed("the data could not be made ready")
+                    raise Failed("the data could not be prepared")
                 data = cifar_data.find(name) or cifar_data.find("synthetic")
             examples, _ = (len(cifar_data.load_split(split, data["name"])[1]) for split in ("train", "test"))
             self.history.update(dataset=data["name"], dataset_source=data["source"], examples=examples)
@@ -139,7 +139,7 @@ class Run:
             self.command("tail", ["tail", "-n", "+1", "-F", str(self.processes.log("run"))], quiet=False)
 
     def command(self, name: str, command: list[str], quiet: bool = True) -> None:
-        """Print a command and start it; of a hundred clients, only the first."""
+        """Print a command and start it; of the clients, only the first."""
         shown = shlex.join(command).replace(f"{self.run_dir}/", "").replace(f"{self.settings.folder}", ".")
         if not name.startswith("client-") or name == "client-0":
             say(f"+ {shown}")

@@ -10,7 +10,7 @@ from launcher.processes import Failed
 from launcher.screen import Printer, say
 from rounds import history
 
-SLEPT = 20.0  # seconds between two looks from which on the machine must have slept
+SLEPT = 20.0  # seconds; a longer gap between two looks means that the machine has slept
 OUTCOME_TIMEOUT = 60.0  # seconds for the SuperLink to tell how the run ended
 
 
@@ -23,7 +23,7 @@ def watch(run: Any) -> None:
         looked = time.time()
         processes.pause(0.1)
         if (slept := time.time() - looked) > SLEPT:
-            say(f"The machine was asleep for {slept:.0f} s; after a minute, Flower gives a run up.", error=True)
+            say(f"The machine was asleep for {slept:.0f} s; Flower gives a run up after a minute.", error=True)
         status = processes.statuses.get("run")
         if ended := sorted(run.needed & processes.statuses.keys()):
             raise Failed(f"{ended[0]} ended with status {processes.statuses[ended[0]]}", ended[0])
@@ -47,7 +47,7 @@ def watch(run: Any) -> None:
 
 
 class Clients:
-    """Which node is which client, and who has died: what the server would notice a minute later."""
+    """Which node is which client, and who has died, which the server would only notice a minute later."""
 
     def __init__(self, run: Any) -> None:
         self.run = run

@@ -1,6 +1,6 @@
 """Puts together the commands of a run in each of Flower's two engines, with their files and environment.
 
-`run` is a Run; `settings`, `extension` and `run_dir` are what counts here.
+Of a Run, only `settings`, `extension` and `run_dir` are used here.
 """
 
 import contextlib
@@ -18,7 +18,8 @@ from launcher.warm import POLL
 from rounds import history
 
 HOST = "127.0.0.1"
-LOOKS = 40  # for messages in a second, by all clients together; more cost more than they save
+LOOKS = 40  # for messages per second, by all clients together; more would cost more than they save
+# What would point Ray or Flower outside this run.
 STRANGE = {"RAY_ADDRESS", "RAY_NAMESPACE", "RAY_RUNTIME_ENV", "RAY_JOB_CONFIG_JSON_ENV_VAR", "FLWR_APP_DIR"}
 
 
@@ -59,7 +60,7 @@ def supernode(run: Any, partition_id: int, port: int, own_port: int, host: str =
 
 
 def at_once(settings: Settings) -> int:
-    """How many clients of a simulation work at once, each in a Ray actor: one a core."""
+    """How many clients of a simulation work at once, each in a Ray actor: one per core."""
     return max(1, min(settings.sampled, cores()))
 
 
@@ -103,8 +104,8 @@ def set_environment(settings: Settings, run_dir: Path, temporary: Path) -> Mutab
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         **dict.fromkeys(("NO_PROXY", "no_proxy"), no_proxy),
-        "PYTHONIOENCODING": "utf-8",  # Flower draws lines that other encodings lack
+        "PYTHONIOENCODING": "utf-8",  # Flower prints characters that other encodings lack
         "PYTHONUNBUFFERED": "1",
-        "PYTHONSAFEPATH": "",  # a script's modules are beside it
+        "PYTHONSAFEPATH": "",  # if set, a script can't import what is beside it
     }
     return os.environ

@@ -14,7 +14,7 @@ PHASES = {"train": "training", "evaluate": "evaluating", "server": "server evalu
 
 
 def say(text: str, error: bool = False, end: str = "\n") -> None:
-    """Print a line. A terminal or a pipe that has gone must not end a run, so nobody hears of it."""
+    """Print a line. Once the terminal or the pipe is gone, drop it: that must not end a run."""
     stream = sys.stderr if error else sys.stdout
     try:
         print(f"\x1b[K{text}" if is_terminal(stream) else text, file=stream, end=end, flush=True)
@@ -74,7 +74,7 @@ class Printer:
         """Print what is new."""
         file = (self.run_dir / "history.json").stat()
         written = file.st_ino, file.st_mtime_ns
-        if written == self.written:  # to read a long history ten times a second would take time from the clients
+        if written == self.written:  # reading a long history ten times a second would take time from the clients
             return
         self.written = written
         record = history.load(self.run_dir)
@@ -95,7 +95,7 @@ class Printer:
                 self.reasons.add(failure["reason"])
 
     def show_progress(self) -> None:
-        """On a terminal, say how far the round is, in a line that the next one takes the place of."""
+        """On a terminal, say how far the round is, in a line that the next one overwrites."""
         if is_terminal(sys.stdout):
             text = "waiting for clients"
             if found := history.progress(self.run_dir):

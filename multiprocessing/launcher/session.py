@@ -22,7 +22,7 @@ def members(sessions: set[int]) -> set[int]:
 
 
 def processes() -> Iterator[tuple[int, int, int]]:
-    """Yield the id, the parent and the session of each living process; a zombie has ended, whoever waits for it."""
+    """Yield the id, the parent and the session of each living process; a zombie counts as ended."""
     if sys.platform == "linux":  # where `ps` need not be installed
         for name in filter(str.isdigit, os.listdir("/proc")):
             with contextlib.suppress(OSError):  # gone by now
@@ -38,7 +38,7 @@ def processes() -> Iterator[tuple[int, int, int]]:
 
 
 def end(session: int) -> None:
-    """SIGTERM to all of a session but its leader, a bounded wait, SIGKILL to what is left."""
+    """Send SIGTERM to all of a session but its leader, then SIGKILL to what is left; each gets PATIENCE seconds."""
     sessions = {session}
     for number in (signal.SIGTERM, signal.SIGKILL):
         deadline, signalled = time.monotonic() + PATIENCE, set()

@@ -92,7 +92,7 @@ class Warm(Processes):
             forget_own_modules()
             sys.path[0] = str(Path(sys.executable).parent)  # as in Flower's commands
             sys.argv = list(command)
-            for stream in (sys.stdout, sys.stderr):  # Flower draws lines that other encodings lack
+            for stream in (sys.stdout, sys.stderr):  # Flower prints characters that other encodings lack
                 stream.reconfigure(encoding="utf-8", line_buffering=True)
             status = COMMANDS[command[0]].load()()
         except SystemExit as left:
