@@ -1,1 +1,1 @@
-"""Runs an example: ./run.sh starts it. Nothing imports it but an example's own launch.py: Flower needs none of it."""
+"""Runs an example: ./run.sh starts __main__.py. Flower needs none of it; only an example's own launch.py imports it."""

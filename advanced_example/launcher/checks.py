@@ -13,7 +13,7 @@ from pathlib import Path
 from launcher.arguments import Settings
 from launcher.environment import SetupError
 
-BASE = {"deployment": 700, "simulation": 900}  # MiB: SuperLink, ServerApp, the starter, `flwr run`; Ray's services
+BASE = {"deployment": 700, "simulation": 900}  # MiB: SuperLink, ServerApp, the launcher, `flwr run`; Ray's services
 CLIENT = {True: 60, False: 180}  # MiB of an idle SuperNode and its superexec, forked or not
 WORK = {True: 150, False: 370}  # MiB of a client at work
 SHORT = 24  # bytes of a path that leave room for the names of Ray's sockets, which may have 107, on macOS 103, in all

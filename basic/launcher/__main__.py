@@ -32,7 +32,7 @@ def main(words: list[str]) -> int:
         settings = arguments.parse(words, FOLDER)
         environment.ensure(FOLDER)
         own = extension.load(settings.project)
-        if settings.secure and own.connection is extension.connection:
+        if settings.secure and own.connection is extension.FUNCTIONS["connection"]:
             raise UsageError("SECURE=1 is for an example that makes keys: advanced_example")
         settings = own.check(settings)
         from launcher.guard import guarded

@@ -11,52 +11,37 @@ from typing import Any
 
 from launcher.project import UsageError
 
-
-def check(settings: Any) -> Any:
-    """Refuse settings (UsageError), or return them, completed. Nothing has been started."""
-    return settings
-
-
-def dry_run(run: Any) -> None:
-    """Print more for --dry-run."""
-
-
-def prepare(run: Any) -> None:
-    """Start or write what is needed before anything else; the data is ready."""
-
-
-def superlink_arguments(run: Any) -> list[str]:
-    return ["--insecure"]
-
-
-def supernode_arguments(run: Any, partition_id: int) -> list[str]:
-    return ["--insecure"]
-
-
-def connection(run: Any) -> dict[str, Any]:
-    """Tell `flwr` how to trust the SuperLink: keys of its block in config.toml."""
-    return {"insecure": True}
-
-
-def federation(run: Any) -> dict[str, Any]:
-    """Change the simulation's federation config; None leaves a key out."""
-    return {}
-
-
-def after_superlink(run: Any) -> None:
-    """Do what needs the SuperLink and comes before the clients."""
-
-
-def cleanup(run: Any) -> None:
-    """The run is over and its processes are gone; `run.history` says how it ended."""
-
-
 Extension = SimpleNamespace
+
+
+def nothing(run: Any) -> None:
+    """Do nothing."""
+
+
+FUNCTIONS = {
+    # Before anything starts: refuse settings (UsageError), or return them, completed.
+    "check": lambda settings: settings,
+    # Print more for --dry-run.
+    "dry_run": nothing,
+    # The data is ready: start or write what is needed before anything else.
+    "prepare": nothing,
+    # Options for Flower's commands: how SuperLink and SuperNodes trust each other.
+    "superlink_arguments": lambda run: ["--insecure"],
+    "supernode_arguments": lambda run, partition_id: ["--insecure"],
+    # How `flwr` trusts the SuperLink: keys of its block in config.toml.
+    "connection": lambda run: {"insecure": True},
+    # Changes of a simulation's federation config; None leaves a key out.
+    "federation": lambda run: {},
+    # The SuperLink answers: do what comes before the clients.
+    "after_superlink": nothing,
+    # The run is over and its processes are gone: `run.history` says how it ended.
+    "cleanup": nothing,
+}
 
 
 def load(project: dict[str, Any]) -> Extension:
     """Return the functions above, with those of the example's own module in their place. Raises UsageError."""
-    functions = {name: value for name, value in globals().items() if callable(value)}
+    functions = dict(FUNCTIONS)
     if name := project["tool"]["launcher"].get("extension"):
         try:
             functions.update(vars(importlib.import_module(name)))

@@ -66,7 +66,8 @@ class Warm(Processes):
         for name in MODULES[kind]:
             with contextlib.suppress(ModuleNotFoundError):
                 importlib.import_module(name)
-        gc.freeze()  # a collection in a child would copy every page that it touches
+        self.own = own_modules()  # here, since a child that looked at all modules would copy every page that it touches
+        gc.freeze()  # and so would a garbage collection there
         if kind == "flower" and not replace_sleep():
             say("WARNING: this version of Flower waits for messages in another way: rounds take longer", error=True)
 
@@ -89,9 +90,11 @@ class Warm(Processes):
         try:
             show(command)
             reseed()
-            forget_own_modules()
+            for name in self.own:
+                del sys.modules[name]  # what the app imports by these names is in its bundle
             sys.path[0] = str(Path(sys.executable).parent)  # as in Flower's commands
             sys.argv = list(command)
+            atexit._clear()  # what libraries have registered so far would touch, and copy, much memory
             for stream in (sys.stdout, sys.stderr):  # Flower prints characters that other encodings lack
                 stream.reconfigure(encoding="utf-8", line_buffering=True)
             status = COMMANDS[command[0]].load()()
@@ -103,18 +106,17 @@ class Warm(Processes):
             traceback.print_exc()
         finally:
             with contextlib.suppress(Exception):
-                threading._shutdown()  # as Python ends: waits for threads, then calls what is to be called at exit
+                threading._shutdown()  # as Python ends: waits for threads, then calls what the app has registered
                 atexit._run_exitfuncs()
                 sys.stdout.flush()
                 sys.stderr.flush()
             os._exit(status if isinstance(status, int) else int(status is not None))
 
 
-def forget_own_modules() -> None:
-    """Forget what the launcher has imported of this folder: the app's own copies are in its bundle."""
-    for name, module in list(sys.modules.items()):
-        if (getattr(module, "__file__", None) or "").startswith(f"{FOLDER}/{name.partition('.')[0]}"):
-            del sys.modules[name]
+def own_modules() -> list[str]:
+    """Return the names of the modules that the launcher has imported of the example's folder."""
+    files = {name: getattr(module, "__file__", None) or "" for name, module in list(sys.modules.items())}
+    return [name for name, file in files.items() if file.startswith(f"{FOLDER}/{name.partition('.')[0]}")]
 
 
 def reseed() -> None:
