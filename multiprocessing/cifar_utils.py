@@ -41,7 +41,7 @@ class Net(nn.Module):
         x = F.max_pool2d(F.relu(self.conv2(x)), 2)  # (B, 16, 5, 5)
         x = F.relu(self.fc1(x.flatten(1)))  # (B, 120)
         x = F.relu(self.fc2(x))  # (B, 84)
-        return self.fc3(x)  # (B, 10), one logit a class
+        return self.fc3(x)  # (B, 10), one logit per class
 
 
 def best_device(wanted: str = "auto") -> torch.device:
@@ -171,7 +171,7 @@ def partition(
     if name not in PARTITIONERS:
         raise ValueError(f"unknown partitioner {name!r}; there are {', '.join(PARTITIONERS)}")
     if name in ("shards", "dirichlet") and not are_classes(labels):
-        raise ValueError(f"{name!r} needs one class an example; labels are {labels.dtype} {labels.shape}: take iid")
+        raise ValueError(f"{name!r} needs one class per example; labels are {labels.dtype} {labels.shape}: take iid")
     rng = np.random.default_rng([seed, num_partitions])
     if MIN_EXAMPLES * num_partitions <= len(labels):
         for _ in range(100):
@@ -185,7 +185,7 @@ def partition(
 
 
 # YOUR DATA: return two DataLoaders over what this client has: to train on, and to evaluate on. Their Datasets have a
-# length, at least one. Relative paths begin in this folder. What divides CIFAR-10, from `Pictures` on, can go. In
+# length, at least one. Relative paths begin in this folder. What divides CIFAR-10, from `Pictures` to here, can go. In
 # pyproject.toml, put dataset = "own", so that nothing is fetched.
 
 

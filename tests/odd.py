@@ -4,7 +4,7 @@ import sys
 from typing import NoReturn
 
 import numpy as np
-from flwr.app import Array, Context, Message, MessageType
+from flwr.app import Array, Context, Error, Message, MessageType
 from flwr.clientapp.typing import ClientAppCallable
 
 NAN = float("nan")
@@ -16,6 +16,7 @@ BROKEN = {
     "another shape": lambda reply: put(reply, np.ones(1, np.float32)),
     "half precision": lambda reply: put(reply, np.ones(10, np.float16)),
     "double precision": lambda reply: put(reply, np.full(10, 1e300)),
+    "another dtype said": lambda reply: setattr(reply.content["arrays"]["fc3.bias"], "dtype", "torch.float32"),
     "a weight less": lambda reply: reply.content["arrays"].__delitem__("fc3.bias"),
     "no weights": lambda reply: reply.content.__delitem__("arrays"),
     "no examples": lambda reply: reply.content["metrics"].update({"num-examples": 0}),
@@ -54,7 +55,8 @@ OUTSIDE = "raises outside"  # of our mods, which can't say who it was
 TWIN = "NaN twin"  # says the id of the one with NaN weights, and has them, too: either of them is refused for its id
 COPY = "a copy of the first"  # says so later only, and its own id when it is asked
 SILENT = "silent"  # says nothing of itself, as a client without mods
-OTHERS = [ODD_TIMES, OUTSIDE, TWIN, COPY, SILENT]
+BUSY = "an error"  # in place of a reply
+OTHERS = [ODD_TIMES, OUTSIDE, TWIN, COPY, SILENT, BUSY]
 NAMES = [f"honest {i}" for i in range(HONEST)] + [*BROKEN, *METRICS, *IDENTITIES, *OTHERS]
 
 
@@ -65,6 +67,8 @@ def broken(message: Message, context: Context, call_next: ClientAppCallable) -> 
     said = {"auc": partition_id / 10, "f1": [partition_id / 10, 1.0], "clients": 99.0, "failures": 98.0}
     reply.content["metrics"].update(said)
     if message.metadata.message_type == MessageType.TRAIN:
+        if name == BUSY:
+            return Message(Error(99, "my GPU is busy"), reply_to=message)
         reply.content["metrics"]["loss"] = 2.0
         put(reply, np.full(10, partition_id, np.float32))
         changes = {**BROKEN, **METRICS, TWIN: BROKEN["NaN weights"]}

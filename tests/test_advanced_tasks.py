@@ -45,7 +45,7 @@ def test_examples_without_a_class_are_divided(name: str, targets: np.ndarray, tm
 @each_target
 @pytest.mark.parametrize("name", ["dirichlet", "shards"])
 def test_what_goes_by_classes_says_so(name: str, targets: np.ndarray) -> None:
-    said = f"{name!r} needs one class an example; labels are {targets.dtype} {targets.shape}: take iid"
+    said = f"{name!r} needs one class per example; labels are {targets.dtype} {targets.shape}: take iid"
     with pytest.raises(ValueError, match=re.escape(said)):
         partitions.count(targets, 5, {**CONFIG, "partitioner": name})
 
@@ -281,7 +281,7 @@ def test_a_split_by_classes_that_there_are_not_ends_before_the_clients_start(tmp
         changed(tmp_path / "regression", REGRESSION), 3, 3, 3, 1, data_dir=data_dir, ENGINE="simulation", DATASET=""
     )
     assert found.process.returncode == 1
-    assert "error: 'dirichlet' needs one class an example; labels are float32 (600, 1)" in found.stderr
+    assert "error: 'dirichlet' needs one class per example; labels are float32 (600, 1)" in found.stderr
     assert "+ flwr run" not in found.stdout
     assert found.history["status"] == "failed"
     assert found.nothing_left()

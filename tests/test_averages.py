@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord
-from flwr.serverapp.strategy import FedAdam, FedAvg
-from reply_helpers import INF, NAN, arrays, metrics, replies, reply, request, trained
+from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
+from reply_helpers import INF, NAN, arrays, metrics, replies, reply, request, trained, weights
 
-from rounds.averages import as_sent, model_sha256, payload, settle, widen
+from rounds.averages import align, as_sent, model_sha256, payload, settle
 
 # --- Several replies: metrics ----------------------------------------------------------------------------------------
 
@@ -67,7 +67,7 @@ def mean(values, dtype):
     sent = ArrayRecord({"one": Array(np.zeros_like(values[0], dtype))})
     found = [trained(arrays=ArrayRecord({"one": Array(np.asarray(value, dtype))})) for value in values]
     for one in found:
-        widen(one)
+        align(one, RecordDict({"arrays": sent}))
     result = as_sent(FedAvg().aggregate_train(1, found)[0], sent)["one"].numpy()
     assert result.dtype == dtype
     return result
@@ -111,6 +111,26 @@ def test_half_precision_is_averaged_in_single():
     assert mean([np.arange(1000) / 7] * 3, np.float16).tolist() == (np.arange(1000) / 7).astype(np.float16).tolist()
 
 
+def test_weights_that_come_in_another_order_are_averaged_by_name():
+    """Some strategies go by position, and broadcast one shape over the other."""
+    sent, strategy = arrays(), FedAvgM(server_learning_rate=0.5)
+    strategy.current_arrays = sent
+    turned = {name: Array(value) for name, value in reversed(weights().items())}
+    found = [trained(arrays=ArrayRecord(turned)) for _ in range(2)]
+    for one in found:
+        align(one, RecordDict({"arrays": sent}))
+    result = as_sent(strategy.aggregate_train(1, found)[0], sent)
+    assert {name: array.numpy().tolist() for name, array in result.items()} == {
+        name: value.tolist() for name, value in weights().items()
+    }
+
+
+@pytest.mark.parametrize("made", [{"extra": np.ones(3)}, {"bias": np.ones((2, 3))}])
+def test_an_array_that_was_not_sent_is_named(made):
+    with pytest.raises(ValueError, match=f"the strategy made {next(iter(made))} .*, which was not sent like that"):
+        as_sent(ArrayRecord({name: Array(value) for name, value in made.items()}), arrays())
+
+
 def test_what_a_strategy_makes_of_finite_numbers_must_be_finite():
     sent = arrays()
     for bad in (NAN, 1e39):  # the second is infinite as float32
@@ -119,6 +139,8 @@ def test_what_a_strategy_makes_of_finite_numbers_must_be_finite():
             pytest.raises(ValueError, match="the strategy made NaN or infinite numbers in bias"),
         ):
             as_sent(ArrayRecord({"bias": Array(np.array([1, bad, 1]))}), sent)
+    with np.errstate(invalid="ignore"), pytest.raises(ValueError, match="NaN or infinite numbers in steps"):
+        as_sent(ArrayRecord({"steps": Array(np.array(NAN))}), sent)
 
 
 def test_payload_is_the_bytes_of_the_weights():

@@ -31,7 +31,7 @@ def local_superlinks(home: Path) -> list[int]:
 def test_flwr_run_leaves_a_whole_run(example: str, clients: int, tmp_path: Path, data_dir: Path) -> None:
     folder, home = copy_example(example, tmp_path / example), tmp_path / "flwr-home"
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    env = environment(data_dir, PATH=path, FLWR_HOME=str(home), FLWR_TELEMETRY_ENABLED="0")
+    env = environment(data_dir, PATH=path, FLWR_HOME=str(home), FLWR_TELEMETRY_ENABLED="0", DATASET="auto")
     command = ["flwr", "run", ".", "--stream", "--federation-config", f"num-supernodes={clients}"]
     command += ["--run-config", "num-server-rounds=2 min-clients=3 sampled-clients=3"]
     try:

@@ -97,11 +97,19 @@ def test_four_processes_at_once(data_dir):
 
 
 @pytest.mark.parametrize("meta", [None, "", '{"name": "synth', "[]", "null", "{}"])
-def test_a_half_written_folder_is_replaced(data_dir, meta, few):
+def test_a_folder_with_something_else_in_it_is_left_alone(data_dir, meta, few):
+    """Such as torchvision's own copy. What is made here is whole or not there."""
     (data_dir / "synthetic").mkdir(parents=True)
-    (data_dir / "synthetic" / "train_images.npy").write_bytes(b"half a pict")
+    (data_dir / "synthetic" / "mine").write_text("not to be lost")
     if meta is not None:
         (data_dir / "synthetic" / "meta.json").write_text(meta)
+    with pytest.raises(RuntimeError, match=r"synthetic holds something else\. DATA_DIR=\.\.\. takes another folder"):
+        prepare("synthetic")
+    assert (data_dir / "synthetic" / "mine").read_text() == "not to be lost"
+
+
+def test_an_empty_folder_is_filled(data_dir, few):
+    (data_dir / "synthetic").mkdir(parents=True)
     assert prepare("synthetic")["name"] == "synthetic"
     assert_whole(data_dir / "synthetic")
 
@@ -179,7 +187,7 @@ def cut(path):
 @pytest.mark.parametrize("damage", [remove, empty, cut])
 def test_a_reading_error_says_which_folder_to_remove(ready, damage, file):
     damage(ready / file)
-    with pytest.raises(ValueError, match=f"can't read test: .*Remove {ready}, and it is made again"):
+    with pytest.raises(ValueError, match=f"can't read test: .*Remove {ready} to have it made again"):
         cifar_data.load_split("test")
 
 

@@ -173,7 +173,7 @@ def test_the_command_fails_or_says_loudly_that_it_stands_in(data_dir):
     assert failed.returncode == 1
     (line,) = failed.stderr.splitlines()
     assert line.startswith("error: CIFAR-10 could not be downloaded from http://127.0.0.1:")
-    assert "DATASET=synthetic does without" in line
+    assert "DATASET=synthetic avoids the download" in line
 
     auto = command("auto", **environment)
     assert auto.returncode == 0

@@ -5,6 +5,8 @@ import time
 from pathlib import Path
 
 import pytest
+from flwr.app import Message
+from reply_helpers import carded, request
 
 from rounds import history
 from rounds.patient_grid import PatientGrid
@@ -34,15 +36,17 @@ def test_what_can_not_be_written_leaves_the_old_file(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["history.json"]
 
 
-def test_the_final_accuracy_is_the_server_s_where_it_evaluates() -> None:
+def test_the_final_accuracy_is_the_newest_and_the_server_s_where_it_evaluates() -> None:
     rounds = [
         {"round": 0, "server": {"accuracy": 0.1}},
         {"round": 1, "evaluate": {"accuracy": 0.2, "loss": 2.0}, "server": {"accuracy": 0.3}},
         {"round": 2, "evaluate": {"accuracy": 0.4, "loss": None}, "train": {"loss": 3.0}},
     ]
-    assert history.final({"rounds": rounds}, "accuracy") == 0.3
+    assert history.final({"rounds": rounds}, "accuracy") == 0.4
     assert history.final({"rounds": rounds}, "loss") == 2.0  # the newest that is a number
-    assert history.final({"rounds": rounds[2:]}, "accuracy") == 0.4
+    assert history.final({"rounds": rounds[:2]}, "accuracy") == 0.3
+    rounds.append({"round": 3, "evaluate": {"accuracy": [0.5, 0.6]}})  # one for each class
+    assert history.final({"rounds": rounds}, "accuracy") == 0.4
     assert history.final({"rounds": []}, "accuracy") is None
 
 
@@ -112,3 +116,37 @@ def test_the_server_gives_up_in_the_end(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("rounds.patient_grid.CONNECT_TIMEOUT", 0.5)
     with pytest.raises(TimeoutError, match="1 clients are connected, and a round needs 2"):
         PatientGrid(Connecting([1]), tmp_path, clients=3, min_clients=2).get_node_ids()
+
+
+def test_of_two_nodes_that_are_one_client_the_newer_counts(tmp_path: Path) -> None:
+    """Flower lists a SuperNode that has crashed for a minute more, beside the one that was started in its place."""
+    history.tell_clients(tmp_path, {50: 1, 60: 0, 40: 1}, set())
+    grid = PatientGrid(Connecting([40, 50, 60]), tmp_path, clients=2, min_clients=2)
+    grid.get_node_ids()
+    assert grid.node_of == {0: 60, 1: 40}
+
+
+class Replying:
+    """A grid whose one client dies as soon as it has replied."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def push_messages(self, messages: list[Message]) -> list[str]:
+        return ["m"]
+
+    def pull_messages(self, message_ids: list[str]) -> list[Message]:
+        history.tell_clients(self.folder, {2: 1}, {1})
+        return [carded()]
+
+
+def test_the_reply_of_a_client_that_has_died_since_counts(tmp_path: Path) -> None:
+    """And how far it is is told to nobody where nobody has asked, as of the question who a client is."""
+    history.tell_clients(tmp_path, {2: 1}, set())
+    grid = PatientGrid(Replying(tmp_path), tmp_path, clients=1, min_clients=1)
+    assert len(grid.send_and_receive([request()])) == 1
+    history.tell_clients(tmp_path, {2: 1}, set())
+    told = []
+    grid.report = lambda *counts: told.append(counts)
+    grid.send_and_receive([request()])
+    assert told == [(0, 1), (1, 1)]

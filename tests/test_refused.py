@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from edits import edit
-from odd import COPY, HONEST, IDENTITIES, METRICS, NAMES, ODD_TIMES, OUTSIDE, SILENT, TWIN
+from odd import BUSY, COPY, HONEST, IDENTITIES, METRICS, NAMES, ODD_TIMES, OUTSIDE, SILENT, TWIN
 from runs import ON_ONE_CORE, Launch, copy_example, finished
 
 CLIENTS = len(NAMES)
@@ -19,6 +19,8 @@ REASONS = {
     "another shape": "fc3.bias is float32 (1,), not float32 (10,), which was sent",
     "half precision": "fc3.bias is float16 (10,), not float32 (10,), which was sent",
     "double precision": "fc3.bias is float64 (10,), not float32 (10,), which was sent",
+    "another dtype said": "fc3.bias is float32, and is called torch.float32",
+    BUSY: "RuntimeError: my GPU is busy",
     "a weight less": "weights have other names than those sent: ['fc3.bias']",
     "no weights": "expected the arrays ['arrays'], found []",
     "no examples": "num-examples must be a positive number, not 0",

@@ -19,6 +19,7 @@ from launcher.warm import Warm
 from launcher.watch import watch
 from rounds import history
 
+ONE_START_S = ("reason", "log", "startup_seconds", "accuracy", "model_sha256")  # keys of the history
 KILLED = "the launcher was killed"
 START_TIMEOUT = 60.0  # seconds for the SuperLink to answer
 
@@ -89,7 +90,7 @@ class Run:
             **{"schema": 1, "example": settings.example, "engine": settings.engine, "dataset": settings.dataset},
             **{"clients": settings.clients, "min_clients": settings.min_clients, "sampled": settings.sampled},
             "command": settings.command,
-            **{key: value for key, value in before.items() if key not in ("reason", "log")},
+            **{key: value for key, value in before.items() if key not in ONE_START_S},
             **{"config": settings.config, "status": "running", "started": round(time.time(), 2)},
         }
 

@@ -15,7 +15,7 @@ from flwr.app import Message, MetricRecord, RecordDict
 
 EXAMPLES_KEY = "num-examples"
 CARD = "client"  # the ConfigRecord in which the mod `named` says whose reply it is
-NAMED = re.compile(r"\Apartition (\d{1,9}): ")  # what it puts in front of an error
+NAMED = re.compile(r"\Apartition (\d{1,9}): ")  # the prefix that it puts on an error
 
 
 def card(reply: Message) -> Mapping[str, Any]:
@@ -62,7 +62,7 @@ def metrics(reply: Message) -> MetricRecord:
 def fault(reply: Message, sent: RecordDict | None, examples: float = math.inf) -> str | None:
     """Say why a reply can't be used; None where it can. Metrics are another matter: see `settle`.
 
-    Weights must come back as they were `sent`: the same names, shapes and dtypes, and finite; None where none are asked
+    Weights must come back as they were `sent`: the same names, shapes and dtypes, and finite; None if none were asked
     for. A client that claims more than all `examples` there are would get too much weight.
     """
     if reply.has_error():
@@ -92,18 +92,20 @@ def _array_fault(content: RecordDict, sent: RecordDict) -> str | None:
             form, sent_form = f"{array.dtype} {array.shape}", f"{like.dtype} {tuple(like.shape)}"
             if form != sent_form:
                 return f"{key} is {form}, not {sent_form}, which was sent"
+            if found[key].dtype != like.dtype:
+                return f"{key} is {like.dtype}, and is called {_short(found[key].dtype)}"
             if not np.all(np.isfinite(array)):
                 return f"{key} holds NaN or infinite numbers"
     return None
 
 
 def one_line(reason: str) -> str:
-    """Shorten a reason to a line, without colours and what Flower and Ray wrap around a client's error."""
+    """Reduce a reason to one line, without colours and what Flower and Ray wrap around a client's error."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", reason)
     plain = plain.rpartition("ClientAppException occurred. Message: ")[2].removesuffix("'>")
     return _short(" ".join(plain.split()), 300)
 
 
 def _short(value: Any, most: int = 80) -> str:
-    text = str(value)
+    text = "".join(filter(str.isprintable, str(value)))
     return text if len(text) <= most else f"{text[: most - 3]}..."

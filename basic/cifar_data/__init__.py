@@ -39,7 +39,7 @@ def load_split(split: str, name: str = "") -> tuple:
     """Return the "train" or "test" split of a data set as arrays: images, uint8 (N, 3, 32, 32), and labels, int64 (N,).
 
     It is the data set `name`, else the one that DATASET names; by "auto", CIFAR-10 if it is ready, else the stand-in.
-    Only images that are indexed leave the disk. Raises FileNotFoundError if it isn't ready, ValueError for bad files.
+    Only images that are indexed are read. Raises FileNotFoundError if it isn't ready, ValueError for bad files.
     """
     import numpy as np  # here, since the launcher imports this file before any package is installed
 
@@ -53,4 +53,4 @@ def load_split(split: str, name: str = "") -> tuple:
     try:
         return np.load(folder / f"{split}_images.npy", mmap_mode="r"), np.load(folder / f"{split}_labels.npy")
     except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"can't read {split}: {error}. Remove {folder}, and it is made again") from error
+        raise ValueError(f"can't read {split}: {error}. Remove {folder} to have it made again") from error

@@ -1,4 +1,4 @@
-"""A guard around any of Flower's strategies: it waits, refuses broken replies, restores dtypes, writes history.json."""
+"""A guard around a strategy that averages: it waits, refuses broken replies, restores dtypes, writes history.json."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -9,7 +9,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from rounds import history
-from rounds.averages import as_sent, model_sha256, payload, settle, widen
+from rounds.averages import align, as_sent, model_sha256, payload, settle
 from rounds.patient_grid import PatientGrid
 from rounds.record import Record, row
 from rounds.replies import fault, partition_id, stranger, usual
@@ -29,15 +29,17 @@ class Guarded(Strategy):
     def start(
         self, grid: Grid, initial_arrays: ArrayRecord, *args: Any, evaluate_fn: EvaluateFn | None = None, **kwargs: Any
     ) -> Result:
-        """Run the rounds as the strategy's own `start` would. Raises RuntimeError where no reply can be used."""
+        """Run the rounds as the strategy's own `start` would. Raises RuntimeError if no reply can be used."""
         self.initial_arrays = initial_arrays
-        self.grid = PatientGrid(grid, self.folder, self.record.history.get("clients"), self.config["min-clients"])
+        least = max(self.config["min-clients"], self.config["sampled-clients"])  # to sample more would take for ever
+        self.grid = PatientGrid(grid, self.folder, self.record.history.get("clients"), least)
         try:
             result = super().start(self.grid, initial_arrays, *args, evaluate_fn=self.closing(evaluate_fn), **kwargs)
         except Exception as error:
             self.record.end(status="failed", reason=str(error))
             raise
-        state = {name: array.numpy() for name, array in (result.arrays or initial_arrays).items()}
+        result.arrays = result.arrays or initial_arrays  # where nobody was to train
+        state = {name: array.numpy() for name, array in result.arrays.items()}
         self.record.history["model_sha256"] = model_sha256(state)
         if (accuracy := history.final(self.record.history, "accuracy")) is not None:  # not every task has one
             self.record.history["accuracy"] = accuracy
@@ -92,12 +94,13 @@ class Guarded(Strategy):
     def send(self, phase: str, server_round: int, arrays: ArrayRecord, config: ConfigRecord) -> list[Message]:
         server_round += self.rounds_done
         self.phase, self.grid.seed = phase, f"{self.config['seed']} {server_round} {phase}"
-        self.grid.report = lambda done, of: history.tell_progress(self.folder, server_round, phase, done, of)
+        self.grid.report = None  # the strategy asks for the nodes next, and a new one is asked who it is
         configure = self.strategy.configure_evaluate
         if phase == MessageType.TRAIN:
             configure = self.strategy.configure_train
             self.record.begin_round(server_round, clients=len(self.grid.get_node_ids()))
         messages = list(configure(server_round, arrays, config, self.grid))
+        self.grid.report = lambda done, of: history.tell_progress(self.folder, server_round, phase, done, of)
         self.sent = {message.metadata.dst_node_id: message for message in messages}
         return messages
 
@@ -115,7 +118,8 @@ class Guarded(Strategy):
                 record.warn(self.phase, f"partition {failures[-1]['partition-id']}: {reason}")
             else:
                 good.append(came[node])
-        record.entry["bytes"] += payload([*self.sent.values(), *good])
+        training = self.phase == MessageType.TRAIN
+        record.entry["bytes"] += payload([*self.sent.values(), *(good if training else [])])
         record.entry[self.phase] = entry = {"clients": len(good), "failures": failures}
         if not good:
             first = failures[0]["reason"]
@@ -126,8 +130,8 @@ class Guarded(Strategy):
         for key, positions in settle(good).items():
             entry.setdefault("left_out", {})[key] = without = [partition_id(good[i]) for i in positions]
             record.warn(self.phase, f"no usable {key} from partitions {without}; the rest of the reply counts")
-        for reply in good:
-            widen(reply)
+        for reply in good if training else []:
+            align(reply, self.sent[reply.metadata.src_node_id].content)
         return good
 
     def reason(self, node: int, reply: Message | None, partitions: int | None, dataset: str | None) -> str | None:

@@ -17,14 +17,16 @@ from rounds.replies import CARD, one_line
 def named(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Put this client's partition id, and more, on each reply and in front of each error.
 
-    Flower's node ids are drawn anew for each run, so a server can only tell its clients apart, order their replies and
-    sample the same ones again by what they say of themselves. A message without content asks for just that.
+    Flower draws new node ids for each run. The partition id lets a server order the replies, and sample the same
+    clients when the command is run again. A message without content asks for just that.
     """
     partition_id, began = context.node_config.get("partition-id"), time.monotonic()
     try:
         reply = call_next(message, context) if message.content else Message(RecordDict(), reply_to=message)
         if not isinstance(reply, Message):
             raise TypeError(f"a function in client.py returned {type(reply).__name__} in place of a Message")
+        if reply.has_error():
+            raise RuntimeError(reply.error.reason)
     except (Exception, SystemExit) as error:
         traceback.print_exc()  # into this client's log; an error that is raised reaches the server as a whole traceback
         reason = one_line(f"{type(error).__name__}: {error}")
@@ -50,7 +52,7 @@ def device(context: Context) -> str | None:
 
 
 def seeded(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-    """Seed PyTorch, NumPy and Python: the same command shuffles, drops out and augments alike each time."""
+    """Seed PyTorch, NumPy and Python: shuffling, dropout and augmentation repeat when the command does."""
     if message.content:
         import torch  # a client that works in child processes uses `message_seed` there, and has no PyTorch itself
 

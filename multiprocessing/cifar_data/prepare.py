@@ -46,14 +46,15 @@ def prepare(name: str = "auto") -> dict[str, str]:
         with (root / ".lock").open("w") as lock:  # one process at a time
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                for leftover in root.glob(f".{name}-*"):  # of one that was killed in here
+                for leftover in root.glob(f".{name}-*"):  # left by a process that was killed in here
                     shutil.rmtree(leftover, ignore_errors=True)
             except OSError as error:
                 say(f"WARNING: {root} has no file locks ({error}): let one run at a time prepare data there")
             if not find(name):  # no other process has made it while this one waited
+                if (root / name).exists() and any((root / name).iterdir()):  # not ours to remove
+                    raise OSError(f"{root / name} holds something else")
                 with TemporaryDirectory(prefix=f".{name}-", dir=root, ignore_cleanup_errors=True) as temporary:
                     _make(name, Path(temporary))
-                    shutil.rmtree(root / name, ignore_errors=True)  # what is there is not a whole data set
                     Path(temporary, name).rename(root / name)  # others see a whole one or none
     except OSError as error:
         raise RuntimeError(f"can't prepare the data in {root}: {error}. DATA_DIR=... takes another folder") from error
@@ -87,7 +88,7 @@ def _download(temporary: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     except Exception as error:  # whatever urllib, tarfile or the checksum has to say
         raise RuntimeError(
             f"CIFAR-10 could not be downloaded from {CIFAR10.url} ({str(error) or type(error).__name__}); "
-            "the next start tries again, CIFAR10_URL=... names a mirror, DATASET=synthetic does without"
+            "the next run tries again; CIFAR10_URL=... names a mirror; DATASET=synthetic avoids the download"
         ) from error
     return {split: (s.data.transpose(0, 3, 1, 2), np.asarray(s.targets, np.int64)) for split, s in sets.items()}
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message
+from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 from rounds.replies import EXAMPLES_KEY, metrics
 
@@ -36,26 +36,31 @@ def settle(replies: list[Message]) -> dict[str, list[int]]:
     return lacking
 
 
-def widen(reply: Message) -> None:
-    """Turn float16 weights into float32, in which a mean of them keeps its digits."""
-    for record in reply.content.array_records.values():
-        for name, array in record.items():
-            if array.dtype == "float16":
-                record[name] = Array(array.numpy().astype(np.float32))
+def align(reply: Message, sent: RecordDict) -> None:
+    """Put weights in the order in which they were sent, and float16 into float32, in which a mean keeps its digits."""
+    for record, expected in sent.array_records.items():
+        for name in expected:  # some strategies go by position
+            array = reply.content[record].pop(name)
+            half = array.dtype == "float16"
+            reply.content[record][name] = Array(array.numpy().astype(np.float32)) if half else array
 
 
 def as_sent(arrays: ArrayRecord, sent: ArrayRecord) -> ArrayRecord:
-    """Give each array the dtype in which it was sent: means are floats, and 7 * 1/3 * 3 is 6.99..., so round integers.
+    """Give each array the dtype in which it was sent. Means are floats, and that of three sevens may be 6.99: round.
 
-    Raises ValueError where the strategy has made NaN or infinite numbers of finite ones.
+    Raises ValueError where the strategy has made NaN or infinite numbers of finite ones, or another array.
     """
     result = {}
     for name, array in arrays.items():
+        if name not in sent or tuple(array.shape) != tuple(sent[name].shape):
+            raise ValueError(f"the strategy made {name} {tuple(array.shape)}, which was not sent like that")
         value, dtype = array.numpy(), np.dtype(sent[name].dtype)
-        value = np.rint(value) if dtype.kind in "biu" else value  # a scalar where the array has no dimension
-        result[name] = Array(np.asarray(value, dtype))
-        if not np.all(np.isfinite(result[name].numpy())):
+        if dtype.kind in "biu" and value.dtype.kind == "f":
+            value = np.rint(value)  # a scalar where the array has no dimension
+        cast = np.asarray(value, dtype)
+        if not (np.all(np.isfinite(value)) and np.all(np.isfinite(cast))):
             raise ValueError(f"the strategy made NaN or infinite numbers in {name}, though no reply holds any")
+        result[name] = Array(cast)
     return ArrayRecord(result)
 
 

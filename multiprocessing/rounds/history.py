@@ -42,9 +42,9 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def final(history: History, key: str) -> float | None:
-    """Return the newest "loss" or "accuracy": the server's where it evaluates, else the clients'."""
-    found = [entry.get(phase, {}).get(key) for phase in ("evaluate", "server") for entry in history["rounds"]]
-    return next((value for value in reversed(found) if value is not None), None)
+    """Return the newest "loss" or "accuracy": of the last round that has one, the server's, else the clients'."""
+    parts = [entry.get(phase, {}) for entry in reversed(history["rounds"]) for phase in ("server", "evaluate")]
+    return next((part[key] for part in parts if isinstance(part.get(key), int | float)), None)
 
 
 def make_run_folder(runs: Path) -> Path:
@@ -53,8 +53,9 @@ def make_run_folder(runs: Path) -> Path:
     (folder / "logs").mkdir(parents=True)
     link, latest = runs / f".latest-{os.getpid()}", runs / "latest"
     if latest.is_symlink() or not latest.exists():  # a copy that followed the link has made a folder of it
-        link.symlink_to(folder.name)
-        link.replace(latest)
+        with contextlib.suppress(OSError):  # a file system without links
+            link.symlink_to(folder.name)
+            link.replace(latest)
     return folder
 
 

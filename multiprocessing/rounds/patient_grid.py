@@ -29,13 +29,13 @@ class PatientGrid:
         self.node_of: dict[int, int] = {}  # by partition id, of those that are now
         self.asked: set[int] = set()
         self.seed = ""  # of the next sample
-        self.report: Callable[[int, int], None] = lambda replies, messages: None  # how far a phase is
+        self.report: Callable[[int, int], None] | None = None  # is told how far a phase is: replies, messages
 
     def __getattr__(self, name: str) -> Any:  # all else is the wrapped grid's
         return getattr(self.grid, name)
 
     def get_node_ids(self) -> list[int]:
-        """Return the connected clients by partition id, once there are enough; raise TimeoutError after a minute."""
+        """Return the connected clients by partition id, once there are enough. Raises TimeoutError after a minute."""
         deadline = time.monotonic() + CONNECT_TIMEOUT
         nodes = self.alive(self.grid.get_node_ids())
         while len(nodes) < max(self.min_clients, self.wanted - len(self.lost)) and time.monotonic() < deadline:
@@ -51,7 +51,7 @@ class PatientGrid:
             questions = [Message(RecordDict(), node, MessageType.TRAIN) for node in unknown[i : i + ASK_AT_ONCE]]
             self.send_and_receive(questions, timeout=ANSWER_TIMEOUT)
         nodes = self.ordered(nodes)
-        self.node_of = {self.partition_of[node]: node for node in reversed(nodes) if node in self.partition_of}
+        self.node_of = {partition: node for node, partition in self.partition_of.items() if node in nodes}  # the newest
         random.seed(self.seed)  # strategies draw their sample next, and Flower's heartbeats use the same generator
         return nodes
 
@@ -71,9 +71,10 @@ class PatientGrid:
         pushed = set(self.grid.push_messages(messages))  # without those that Flower could not take
         sent = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
         waiting = {number: node for number, node in sent.items() if number in pushed}
-        self.report(0, len(messages))
+        report = self.report or (lambda replies, messages: None)
+        report(0, len(messages))
         deadline = time.monotonic() + (math.inf if timeout is None else timeout)
-        while self.alive(waiting.values()):
+        while waiting:
             looked = time.monotonic()
             came = list(self.grid.pull_messages(list(waiting)))
             for reply in came:
@@ -83,9 +84,9 @@ class PatientGrid:
                     self.partition_of.setdefault(reply.metadata.src_node_id, identity)
                     self.node_of.setdefault(identity, reply.metadata.src_node_id)
             if came:
-                self.report(len(replies), len(messages))
+                report(len(replies), len(messages))
             now = time.monotonic()
-            if now > deadline:
+            if now > deadline or not self.alive(waiting.values()):
                 break
             time.sleep(min(PULL_INTERVAL, (now - looked) / PULL_SHARE) if waiting else 0)
         return replies
