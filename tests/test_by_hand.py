@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -32,6 +33,8 @@ def test_flwr_run_leaves_a_whole_run(example: str, clients: int, tmp_path: Path,
     folder, home = copy_example(example, tmp_path / example), tmp_path / "flwr-home"
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = environment(data_dir, PATH=path, FLWR_HOME=str(home), FLWR_TELEMETRY_ENABLED="0", DATASET="auto")
+    with socket.create_server(("127.0.0.1", 0)) as server:  # another SuperLink than that of somebody else's run
+        env["FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"] = str(server.getsockname()[1])
     command = ["flwr", "run", ".", "--stream", "--federation-config", f"num-supernodes={clients}"]
     command += ["--run-config", "num-server-rounds=2 min-clients=3 sampled-clients=3"]
     try:

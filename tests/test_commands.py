@@ -1,14 +1,18 @@
 """./run.sh, as far as it must not start anything: wrong arguments, --help, --dry-run."""
 
+import contextlib
 import os
 import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from paths import BASIC, ROOT
 from runs import OURS, copy_example
+
+from launcher import arguments, commands
 
 
 def folders():
@@ -83,6 +87,18 @@ def test_a_wrong_environment_ends_with_2(environment, said):
     status, out, err = ask(**environment)
     assert (status, out) == (2, "")
     assert said in err
+
+
+def test_the_ports_of_flower_s_own_superlink_are_left_to_it(monkeypatch):
+    """Else a `flwr run` without the launcher would find this run's SuperLink there, and send it its app."""
+    free = iter([40001, 39091, 40002, 39093, 40003])
+
+    def create_server(address):
+        name = "127.0.0.1", next(free)
+        return contextlib.nullcontext(SimpleNamespace(getsockname=lambda: name))
+
+    monkeypatch.setattr(commands.socket, "create_server", create_server)
+    assert commands.ports(arguments.parse(["2"], BASIC, {})) == [40001, 40002, 40003]
 
 
 @pytest.mark.parametrize("warm", [True, False])

@@ -9,7 +9,7 @@ import pytest
 from paths import ROOT
 
 ROOMS = ("cifar_data", "rounds", "launcher")
-MOST_LINES, MOST_IN_ALL = 160, 2426  # each copy inherits them: these may fall, and rise only for good reason
+MOST_LINES, MOST_IN_ALL = 160, 2428  # each copy inherits them: these may fall, and rise only for good reason
 EXAMPLES = sorted(path.parents[1] for path in ROOT.glob("*/rounds/__init__.py"))  # those that are laid out so
 each_example = pytest.mark.parametrize("folder", EXAMPLES, ids=lambda folder: folder.name)
 

@@ -19,6 +19,7 @@ from rounds import history
 
 HOST = "127.0.0.1"
 LOOKS = 40  # for messages per second, by all clients together; more would cost more than they save
+LOCAL = (39091, 39093)  # ports of the SuperLink that `flwr run` starts by itself: it must not find ours there
 # What would point Ray or Flower outside this run.
 STRANGE = {"RAY_ADDRESS", "RAY_NAMESPACE", "RAY_RUNTIME_ENV", "RAY_JOB_CONFIG_JSON_ENV_VAR", "FLWR_APP_DIR"}
 
@@ -27,8 +28,9 @@ def ports(settings: Settings) -> list[int]:
     """Return ports that nobody listens on: the SuperLink's, which PORT may set, and one for each SuperNode."""
     count = 1 + (settings.clients if settings.engine == "deployment" else 0)
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server((HOST, 0))) for _ in range(count)]
-        first, *others = [one.getsockname()[1] for one in sockets]
+        sockets = [stack.enter_context(socket.create_server((HOST, 0))) for _ in range(count + len(LOCAL))]
+        found = [one.getsockname()[1] for one in sockets]
+    first, *others = [port for port in found if port not in LOCAL][:count]
     return [settings.port or first, *others]
 
 

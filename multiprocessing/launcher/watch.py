@@ -39,7 +39,7 @@ def watch(run: Any) -> None:
     processes.wait("outcome", OUTCOME_TIMEOUT)
     said = processes.log("outcome").read_text(errors="replace")
     try:
-        outcome = json.loads(said)["runs"][0]
+        outcome = json.loads(said)["runs"][-1]  # the newest come first, and this SuperLink was made for the oldest
     except (ValueError, LookupError):
         raise Failed(f"the SuperLink does not tell how the run ended: {said}", "superlink") from None
     if outcome["status"] != "finished:completed":
