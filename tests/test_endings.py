@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -122,6 +123,18 @@ def test_the_launcher_s_other_half_is_killed(engine: str, basic: Path, data_dir:
     reason = "the launcher's working process was killed by SIGKILL"
     assert f"error: {reason}" in run.stderr
     assert (run.history["status"], run.history["reason"]) == ("failed", reason)
+
+
+def test_an_orphan_leaves_no_zombie(basic: Path, data_dir: Path) -> None:
+    """One whose parent has ended before it; the launcher waits for it."""
+    orphan = "    __import__('os').system('sleep 0.2 & echo orphan $!')\n    import pathlib, time\n"
+    edit(basic / "client.py", ("    import pathlib, time\n", orphan))
+    with Launch(basic, 1, 1, 1, 1, data_dir=data_dir) as run:
+        in_training(run, 1)
+        said = run.wait_until(lambda: re.search(r"orphan (\d+)", run.log("client-0")))
+        run.wait_until(lambda: not Path("/proc", said[1]).exists(), timeout=20)
+        (basic / "hold").unlink()
+        assert run.wait() == 0, run.stdout + run.stderr
 
 
 @pytest.mark.slow  # the quick part has a run that is killed so, and resumed

@@ -20,7 +20,7 @@ def main(words: list[str]) -> int:
         os.set_inheritable(number, True)
     os.close(number)
     sys.stdout = sys.__stdout__ = sys.stdout or os.fdopen(1, "w")
-    sys.stderr = sys.__stderr__ = sys.stderr or os.fdopen(2, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace", line_buffering=True)  # a terminal may lack a character
     # One thread a process: with one for each core, processes slow one another down four times; the last bits of a sum

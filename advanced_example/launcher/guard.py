@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from launcher import checks, ending, session
-from launcher.processes import GUARD_DIED, SIGNALS, heed, ignore, prctl
+from launcher.processes import GUARD_DIED, PR_SET_PDEATHSIG, SIGNALS, heed, ignore, prctl
 from launcher.screen import say
 
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+PR_SET_CHILD_SUBREAPER = 36
 
 
 def guarded(run: Any) -> int:
@@ -34,8 +34,10 @@ def guarded(run: Any) -> int:
         os._exit(run.work())  # not as Python ends: some libraries complain when they are taken apart
     heed(lambda number, frame: pass_on(number, leader))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    status = os.waitstatus_to_exitcode(os.waitpid(leader, 0)[1])
+    while (ended := os.wait())[0] != leader:
+        pass  # an orphan: nobody else waits for it, and Flower takes a zombie for a living process
     heed(ignore)
+    status = os.waitstatus_to_exitcode(ended[1])
     if status >= 0:
         return status
     session.end(leader)

@@ -53,13 +53,12 @@ def device(context: Context) -> str | None:
 
 def seeded(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Seed PyTorch, NumPy and Python: shuffling, dropout and augmentation repeat when the command does."""
-    if message.content:
-        import torch  # a client that works in child processes uses `message_seed` there, and has no PyTorch itself
+    import torch  # a client that works in child processes uses `message_seed` there, and has no PyTorch itself
 
-        seed = message_seed(message, context)
-        torch.manual_seed(seed)
-        np.random.seed(seed)
-        random.seed(seed)
+    seed = message_seed(message, context)
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
     return call_next(message, context)
 
 

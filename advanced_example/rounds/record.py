@@ -82,7 +82,6 @@ def row(reply: Message) -> dict[str, Any]:
 def begun_by_hand(config: Mapping[str, Any]) -> history.History:
     """Return the history of a run that no launcher has begun: `flwr run` by hand, or several machines."""
     name = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["name"]
-    name_of_data = os.environ.get("DATASET", "auto")  # what that is, the clients say
-    data = {"dataset": name_of_data} if name_of_data not in ("", "auto") else {}
+    data = {"dataset": os.environ["DATASET"]} if os.environ.get("DATASET", "auto") not in ("", "auto") else {}
     counts = {"min_clients": config["min-clients"], "sampled": config["sampled-clients"]}
     return {"schema": 1, "example": name, **data, "status": "running", "started": time.time(), **counts}
